@@ -1,0 +1,66 @@
+"""Scaled dot-product attention, the one place from which every network calls it.
+
+    attention(q, k, v) = softmax(q kᵀ / √d) v          (Vaswani et al. 2017, eq. 1)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+Backend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """softmax(q kᵀ / √d) v by PyTorch's own kernels. q [b h n d], k and v [b h m d] -> [b h n d]."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+# A ContextVar, so that one thread's choice is not another's.
+_backend: ContextVar[Backend] = ContextVar("attention backend", default=sdpa)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """softmax(q kᵀ / √d) v by the backend in force. q [b h n d], k and v [b h m d] -> [b h n d].
+
+    causal: token i attends to tokens 0..i only.
+    """
+    return _backend.get()(q, k, v, causal)
+
+
+@contextmanager
+def attention_backend(backend: Backend) -> Iterator[None]:
+    """Within the block every network of this thread attends through `backend(q, k, v, causal)`."""
+    token = _backend.set(backend)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [b n c] to a context [b m c'], to x itself by default.
+
+    bias: whether q, k and v have one (CLIP's and the VAE's have, the UNet's have not).
+    """
+
+    def __init__(
+        self, dim: int, heads: int, context_dim: int | None = None, *, bias: bool = False, causal: bool = False
+    ):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.q = nn.Linear(dim, dim, bias=bias)
+        self.k = nn.Linear(context_dim or dim, dim, bias=bias)
+        self.v = nn.Linear(context_dim or dim, dim, bias=bias)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (
+            rearrange(y, "b n (h d) -> b h n d", h=self.heads)
+            for y in (self.q(x), self.k(context), self.v(context))
+        )
+        return self.out(rearrange(attention(q, k, v, causal=self.causal), "b h n d -> b n (h d)"))

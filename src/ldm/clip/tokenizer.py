@@ -1,0 +1,171 @@
+"""CLIP's tokenizer: byte-pair encoding over cleaned, lower-cased text (Sennrich et al. 2016; Radford et al. 2021).
+
+    text -> cleaned text -> words -> bytes of each word, one character a byte -> merged pairs -> ids
+
+The ids are those of the official Stable Diffusion code: transformers' slow `CLIPTokenizer` with ftfy.
+"""
+
+import gzip
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cache, cached_property
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.errors import CheckpointError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+Pair = tuple[str, str]
+
+log = logging.getLogger("ldm")
+
+
+class Tokenizer:
+    """Prompts to ids: `tokenizer(["a cat"])` -> int64 [b length], start, tokens, end, then padding.
+
+    vocab   piece -> id. Pieces that end a word carry `</w>`.
+    merges  pairs of pieces in the order in which they were learned, most frequent first.
+    length  ids per prompt. What is longer is cut, and the logger "ldm" says what was lost.
+    pad     the piece that fills up: `<|endoftext|>` for CLIP-L (the default), "!" for OpenCLIP.
+    """
+
+    def __init__(self, vocab: dict[str, int], merges: Sequence[Pair], *, length: int = 77, pad: str = END):
+        for piece in (START, END, pad):
+            if piece not in vocab:
+                raise CheckpointError(f"the vocabulary has no piece {piece!r}, so it is not a CLIP vocabulary")
+        self.vocab, self.merges, self.length, self.pad = vocab, list(merges), length, pad
+        self.rank = {pair: i for i, pair in enumerate(merges)}
+        self._pieces = cache(self._merge)
+
+    @classmethod
+    def openai(cls, *, length: int = 77, pad: str = END) -> "Tokenizer":
+        """The tokenizer of every official model, from the vocabulary in this package (OpenAI, MIT licence)."""
+        packed = resources.files("ldm.clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
+        # the file lists more merges than CLIP was trained with: 49408 ids less 512 bytes and 2 specials
+        lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : 49408 - 512 - 2 + 1]
+        merges = [pair_of(line) for line in lines]
+        return cls(vocabulary(merges), merges, length=length, pad=pad)
+
+    @classmethod
+    def from_files(cls, vocab: Path, merges: Path, *, length: int = 77, pad: str = END) -> "Tokenizer":
+        """The tokenizer of a folder, from its `vocab.json` and `merges.txt`.
+
+        Raises CheckpointError if either cannot be read as what it is called.
+        """
+        try:
+            ids = json.loads(Path(vocab).read_text("utf-8"))
+            lines = Path(merges).read_text("utf-8").strip().split("\n")[1:]
+            pairs = [pair_of(line) for line in lines]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{vocab} and {merges} cannot be read as a CLIP vocabulary: {error}") from error
+        if not isinstance(ids, dict) or not all(isinstance(i, int) for i in ids.values()):
+            raise CheckpointError(f"{vocab} must be one JSON object of piece: id; copy it from the model again")
+        return cls(ids, pairs, length=length, pad=pad)
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """int64 [b length]."""
+        rows = [self.fit(self.encode(prompt)) for prompt in prompts]
+        return torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.length)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without start, end and padding; of any length."""
+        return [self.vocab.get(piece, self.vocab[END]) for piece in self.pieces(text)]
+
+    def pieces(self, text: str) -> list[str]:
+        """The pieces of a text: `"astronauts"` -> `["astronauts</w>"]`."""
+        return [piece for word in self._words(text) for piece in self._pieces(word)]
+
+    def fit(self, ids: list[int]) -> list[int]:
+        """`ids` between start and end, cut or padded to `length`."""
+        room = self.length - 2
+        if len(ids) > room:
+            lost = "".join(self._text[i] for i in ids[room:]).replace("</w>", " ").strip()
+            log.warning("the prompt has %d tokens and %d fit; lost: %r", len(ids), room, lost)
+        ids = [self.vocab[START], *ids[:room], self.vocab[END]]
+        return ids + [self.vocab[self.pad]] * (self.length - len(ids))
+
+    def _words(self, text: str) -> Iterator[str]:
+        import regex
+
+        # specials are taken out first, as the official code does: cleaning then sees what is between them
+        for part in regex.split(f"({regex.escape(START)}|{regex.escape(END)})", text):
+            if part in (START, END):
+                yield part
+            else:
+                pattern = f"{regex.escape(START)}|{regex.escape(END)}|{WORD}"
+                yield from regex.findall(pattern, clean(part), regex.IGNORECASE)
+
+    def _merge(self, word: str) -> tuple[str, ...]:
+        if word in (START, END):
+            return (word,)
+        chars = [byte_characters()[byte] for byte in word.encode("utf-8")]
+        pieces = (*chars[:-1], chars[-1] + "</w>")
+        while len(pieces) > 1:
+            best = min(pairwise(pieces), key=lambda pair: self.rank.get(pair, len(self.rank)))
+            if best not in self.rank:
+                break
+            pieces = join(pieces, best)
+        return pieces
+
+    @cached_property
+    def _text(self) -> dict[int, str]:
+        """id -> readable piece."""
+        byte_of = {character: byte for byte, character in byte_characters().items()}
+
+        def readable(piece: str) -> str:
+            stem = piece.removesuffix("</w>")
+            if not all(character in byte_of for character in stem):
+                return piece
+            word = bytes(byte_of[character] for character in stem).decode("utf-8", "replace")
+            return word + ("</w>" if piece.endswith("</w>") else "")
+
+        return {i: readable(piece) for piece, i in self.vocab.items()}
+
+
+def clean(text: str) -> str:
+    """Mend mojibake, entities and odd widths, fold white space, lower the case."""
+    import ftfy
+    import regex
+
+    return regex.sub(r"\s+", " ", ftfy.fix_text(text)).strip().lower()
+
+
+@cache
+def byte_characters() -> dict[int, str]:
+    """A printable character for each byte, so that pieces can be written in a text file."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def vocabulary(merges: Sequence[Pair]) -> dict[str, int]:
+    """CLIP's order of ids: bytes, bytes that end a word, merges as learned, start, end."""
+    bytes_ = list(byte_characters().values())
+    pieces = [*bytes_, *(b + "</w>" for b in bytes_), *(a + b for a, b in merges), START, END]
+    return {piece: i for i, piece in enumerate(pieces)}
+
+
+def join(pieces: tuple[str, ...], pair: Pair) -> tuple[str, ...]:
+    """Every occurrence of `pair`, from the left, becomes one piece."""
+    out: list[str] = []
+    i = 0
+    while i < len(pieces):
+        if pieces[i : i + 2] == pair:
+            out.append(pair[0] + pair[1])
+            i += 2
+        else:
+            out.append(pieces[i])
+            i += 1
+    return tuple(out)
+
+
+def pair_of(line: str) -> Pair:
+    """A line of a merges file."""
+    left, right = line.split()
+    return left, right

@@ -1,0 +1,229 @@
+"""From a prompt to an image: condition, follow the path, decode."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.clip import TextEncoder, Tokenizer
+from ldm.conditioning import Conditioning, encode_text
+from ldm.denoiser import Denoiser
+from ldm.errors import DeviceError, InputError, NumericError
+from ldm.families import Family
+from ldm.image import from_any, mask_from_any, to_numpy, to_pil, to_unit
+from ldm.noise import Noise
+from ldm.request import Callback, Request, read, refuse_unknown, start_latents
+from ldm.result import Result, merge
+from ldm.schedulers import Sampler
+from ldm.schedulers.solvers import Denoise
+from ldm.tasks import knowing, latent_mask, noised, paste, shorten
+from ldm.unet import UNet
+from ldm.vae import VAE
+
+KEYWORDS = (
+    "prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale",
+    "num_images_per_prompt", "seed", "sampler", "latents", "image", "mask_image", "strength",
+    "output_type", "callback", "progress",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a file said besides the weights in use, kept so that saving gives back every tensor, bit for bit."""
+
+    layout: str = ""
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # of each tensor, by component/key
+    extras: dict[str, Tensor] = field(default_factory=dict)  # tensors that no network uses, by component/key
+    legacy_vae: bool = False  # the VAE's attention had the names of diffusers before 0.17
+
+
+class Pipeline:
+    """The networks of one model and how to sample from it. May be called from several threads at once."""
+
+    def __init__(
+        self,
+        family: Family,
+        unet: UNet,
+        vae: VAE,
+        text_encoders: Sequence[TextEncoder],
+        tokenizers: Sequence[Tokenizer],
+        origin: Origin = Origin(),
+    ):
+        self.family, self.unet, self.vae = family, unet, vae
+        self.text_encoders, self.tokenizers, self.origin = list(text_encoders), list(tokenizers), origin
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return self.unet.conv_in.weight.device
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+        """Move and convert all networks in place; returns self. Raises DeviceError for a device that is not there."""
+        target = find_device(device if device is not None else self.device)
+        for network in self.networks():
+            network.to(device=target, dtype=check_dtype(dtype) if dtype is not None else None)
+        return self
+
+    def networks(self) -> list[nn.Module]:
+        """The UNet, the VAE and the text encoders."""
+        return [self.unet, self.vae, *self.text_encoders]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [b 3 H W] in [-1, 1] -> latents [b c h w]: the posterior mean times the family's scale."""
+        return self.vae.encode(images.to(self.device, self.vae.to_moments.weight.dtype)).float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [b c h w] -> images [b 3 H W] in [-1, 1], float32."""
+        weight = self.vae.to_moments.weight
+        *_, h, w = latents.shape
+        chunk = max(1, 64 * 64 // (h * w))  # small pictures together, large ones one by one
+        parts = latents.to(weight.device, weight.dtype).split(chunk)
+        return torch.cat([self.vae.decode(part).float() for part in parts]).clamp(-1, 1)
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """What the UNet hears of prompts; each different prompt is encoded once."""
+        rows = list(dict.fromkeys(prompts))
+        (tokenizer,), (encoder,) = self.tokenizers, self.text_encoders
+        context = encode_text(tokenizer, encoder, rows).context
+        return Conditioning(context[[rows.index(prompt) for prompt in prompts]])
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        sampler: str | Sampler | None = None,
+        latents: Tensor | None = None,
+        image: Image.Image | np.ndarray | Tensor | None = None,
+        mask_image: Image.Image | np.ndarray | Tensor | None = None,
+        strength: float = 0.8,
+        output_type: str = "pil",
+        callback: Callback | None = None,
+        progress: bool = True,
+        **unknown: Any,
+    ) -> Result:
+        """Images for prompts. None means the family's own default (`pipe.family`).
+
+        prompt, negative_prompt   str, or list of str; the negative one takes the place of the empty text
+        height, width             pixels, multiples of `family.vae.factor`
+        num_inference_steps       1 to 1000
+        guidance_scale            w of eps_u + w (eps_c - eps_u); w <= 1 runs the conditional branch alone
+        seed                      int or one per image; image i uses seed + i, alone or in a batch
+        sampler                   a name or `ldm.sampler(...)`
+        latents                   start noise [b c h w], unit variance, used as x_T unchanged
+        image, strength           image to image: the last `int(steps * strength)` steps, strength in (0, 1]
+        mask_image                with image: repaint where it is white, keep all other pixels as they are
+        output_type               "pil"; "np" [b H W 3] or "pt" [b 3 H W], float32 in [0, 1]; "latent"
+        callback                  called with (step, level, x, x0) after every step
+        Raises InputError naming the argument; NumericError, naming stage and step, for non-finite results.
+        """
+        refuse_unknown(unknown, KEYWORDS)
+        request = read(
+            self.family, prompt, negative_prompt, height=height, width=width,
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            num_images_per_prompt=num_images_per_prompt, seed=seed, chosen=sampler, strength=strength,
+            output_type=output_type,
+        )  # fmt: skip
+        if image is None and mask_image is not None:
+            raise InputError("mask_image needs image, the picture to repaint")
+        if image is not None and latents is not None:
+            raise InputError("image and latents are two different starts; give one of them")
+        if callback is not None and not callable(callback):
+            raise InputError(f"callback must be a function (step, level, x, x0), not {type(callback).__name__}")
+        size = (request.width, request.height)
+        original = None if image is None else from_any(image, size).to(self.device)
+        mask = None if mask_image is None else mask_from_any(mask_image, size).to(self.device)
+        steps, total = self.start(request, latents, original, mask)
+        x = run(steps, total, callback, progress)
+        return self.finish(request, x, original, mask)
+
+    def start(
+        self, request: Request, latents: Tensor | None, original: Tensor | None, mask: Tensor | None
+    ) -> tuple[Iterator, int]:
+        """The solver's steps, yielding (level, x, x0), and how many there are."""
+        factor, family = self.family.vae.factor, self.family
+        shape = (family.vae.latent_channels, request.height // factor, request.width // factor)
+        noise = Noise(request.seeds, shape, self.device)
+        if latents is not None:
+            latents = start_latents(latents, (len(request.seeds), *shape)).to(self.device)
+        path = request.sampler.path(family.schedule, request.steps, family.spacing, family.last)
+        denoise: Denoise = self.denoiser(request)
+        x = noise() if latents is None else latents
+        if original is not None:
+            path, z = shorten(path, request.strength), self.encode(original)
+            x = noised(z, x, path)
+            denoise = denoise if mask is None else knowing(denoise, z, latent_mask(mask, factor))
+        steps = request.sampler.solve(denoise, x, path, noise)
+        return zip(path[1:], steps, strict=True), len(path) - 1
+
+    def denoiser(self, request: Request) -> Denoiser:
+        """The function (x, level) -> x0 that solvers are handed."""
+        cond = self.condition(request.prompts)
+        uncond = self.condition(request.negatives) if request.guidance > 1 else None
+        return Denoiser(self.unet, self.family.prediction, cond, uncond, request.guidance)
+
+    def finish(self, request: Request, x: Tensor, original: Tensor | None, mask: Tensor | None) -> Result:
+        """Decode the last latent into what the request asked for."""
+        parameters = request.parameters(self.family)
+        images: Any = None
+        if request.output != "latent":
+            images = self.decode(x)
+            check_finite([torch.isfinite(images).all()], "decoding")
+            if original is not None and mask is not None:
+                images = paste(images, original, mask)
+            images = to_unit(images)
+            images = images if request.output == "pt" else to_numpy(images)
+            images = to_pil(images, parameters) if request.output == "pil" else images
+        return Result(images, x, request.seeds, merge(parameters))
+
+
+def run(steps: Iterator, total: int, callback: Callback | None, progress: bool) -> Tensor:
+    """Walk the steps to the last latent, telling the callback and one progress bar."""
+    from tqdm.auto import tqdm
+
+    finite = []
+    x = torch.empty(0)
+    for i, (level, (x, x0)) in enumerate(tqdm(steps, total=total, disable=not progress, desc="sampling")):
+        finite.append(torch.isfinite(x).all())  # read after the loop: a look inside would halt a GPU
+        if callback is not None:
+            callback(i, level, x, x0)
+    check_finite(finite, "sampling")
+    return x
+
+
+def check_finite(finite: list[Tensor], stage: str) -> None:
+    """Raises NumericError naming the stage and the first step that is not finite."""
+    good = torch.stack(finite).tolist()
+    if not all(good):
+        step = f" at step {good.index(False) + 1} of {len(good)}" if len(good) > 1 else ""
+        raise NumericError(f"{stage} gave values that are not finite{step}; try dtype=torch.float32")
+
+
+def find_device(device: torch.device | str) -> torch.device:
+    """A device that is there. Raises DeviceError."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError, ValueError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise DeviceError(f"device {device!r} cannot be used: {reason}; try device='cpu'") from error
+    return found
+
+
+def check_dtype(dtype: Any) -> torch.dtype:
+    """A floating point type that networks can compute in. Raises InputError."""
+    allowed = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    if dtype not in allowed:
+        raise InputError(f"dtype must be one of {', '.join(map(str, allowed))}, not {dtype!r}")
+    return dtype

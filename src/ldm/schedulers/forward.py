@@ -1,0 +1,119 @@
+"""The forward process: how an image becomes noise (Ho et al. 2020, eq. 4; Kingma et al. 2021, eq. 1).
+
+    q(x_t | x_0) = N(alpha_t x_0, sigma_t² I)          x_t = alpha_t x_0 + sigma_t eps,   alpha² + sigma² = 1
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import exp, inf, log, sqrt
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Law = Callable[[float, float, int], np.ndarray]
+
+
+class Level(NamedTuple):
+    """One noise level of the process."""
+
+    t: float  # what the network is told, in training steps: 0 (clean) .. 999 (noise)
+    alpha: float  # how much signal is left
+    sigma: float  # how much noise was added
+
+    @property
+    def lam(self) -> float:
+        """Half the log signal-to-noise ratio, lambda = log(alpha / sigma); infinite where there is no noise."""
+        return log(self.alpha / self.sigma) if self.sigma else inf
+
+    @property
+    def ratio(self) -> float:
+        """Noise over signal: the sigma of Karras et al. (2022)."""
+        return self.sigma / self.alpha
+
+
+CLEAN = Level(t=0.0, alpha=1.0, sigma=0.0)
+
+
+class Levels(NamedTuple):
+    """A level for each item of a batch; the same letters as `Level`, as tensors that broadcast over [b c h w]."""
+
+    t: Tensor  # [b]
+    alpha: Tensor  # [b 1 1 1]
+    sigma: Tensor  # [b 1 1 1]
+
+
+def scaled_linear(beta_start: float, beta_end: float, steps: int) -> np.ndarray:
+    """Betas linear in their square root: every official latent diffusion model. -> float64 [steps]."""
+    return np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
+
+
+def linear(beta_start: float, beta_end: float, steps: int) -> np.ndarray:
+    """Betas on a straight line (Ho et al. 2020, sec. 4). -> float64 [steps]."""
+    return np.linspace(beta_start, beta_end, steps)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The discrete variance-preserving process that a network was trained under."""
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    steps: int = 1000
+    law: Law = scaled_linear
+
+    @cached_property
+    def betas(self) -> np.ndarray:
+        """Variance added by each training step. float64 [steps]."""
+        return self.law(self.beta_start, self.beta_end, self.steps)
+
+    @cached_property
+    def alpha_bar(self) -> np.ndarray:
+        """Signal power left after each training step, alpha² = prod(1 - beta). float64 [steps]."""
+        return np.cumprod(1.0 - self.betas)
+
+    @cached_property
+    def alphas(self) -> np.ndarray:
+        """alpha by t. float64 [steps]."""
+        return np.sqrt(self.alpha_bar)
+
+    @cached_property
+    def sigmas(self) -> np.ndarray:
+        """sigma by t. float64 [steps]."""
+        return np.sqrt(1.0 - self.alpha_bar)
+
+    @cached_property
+    def _lam(self) -> np.ndarray:
+        return np.log(self.alphas / self.sigmas)
+
+    def at(self, t: float) -> Level:
+        """The level at time t in [0, steps - 1]; between whole steps lambda is interpolated."""
+        lam = float(np.interp(t, np.arange(self.steps), self._lam))
+        return level_at(float(t), lam)
+
+    def at_lam(self, lam: float) -> Level:
+        """The level of a given lambda within the schedule's range: the inverse of `at`."""
+        t = float(np.interp(-lam, -self._lam, np.arange(self.steps)))
+        return level_at(t, lam)
+
+    def levels(self, t: Tensor) -> Levels:
+        """The levels of a batch of whole training steps t [b], on t's device, in float32."""
+        i = t.cpu().numpy()
+        alpha, sigma = (
+            torch.as_tensor(table[i], dtype=torch.float32, device=t.device).reshape(-1, 1, 1, 1)
+            for table in (self.alphas, self.sigmas)
+        )
+        return Levels(t, alpha, sigma)
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t eps. x0 and eps [b c h w], t [b] whole training steps."""
+        level = self.levels(t)
+        return level.alpha * x0 + level.sigma * eps
+
+
+def level_at(t: float, lam: float) -> Level:
+    """From lambda = log(alpha / sigma) and alpha² + sigma² = 1."""
+    alpha, sigma = sqrt(1.0 / (1.0 + exp(-2.0 * lam))), sqrt(1.0 / (1.0 + exp(2.0 * lam)))
+    return Level(t, alpha, sigma)

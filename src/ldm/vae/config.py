@@ -1,0 +1,20 @@
+"""The shape of an autoencoder."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Everything that distinguishes one KL autoencoder from another. The defaults are Stable Diffusion's."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # width per level, finest first
+    res_blocks: int = 2  # residual blocks per encoder level; the decoder has one more
+    image_channels: int = 3
+    latent_channels: int = 4
+    groups: int = 32  # groups of every GroupNorm
+    scale: float = 0.18215  # latent = scale * posterior mean, so that latents have unit variance
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per latent pixel, along a side."""
+        return 2 ** (len(self.channels) - 1)
