@@ -1,0 +1,19 @@
+"""ldm: latent diffusion from scratch. `ldm.load()` gives a model, `model("a red circle")` an image."""
+
+from ldm.attention import attention, attention_backend
+from ldm.checkpoint import Report, inspect, load, save
+from ldm.denoiser import Denoiser
+from ldm.errors import CheckpointError, DeviceError, InputError, LdmError, NumericError
+from ldm.families import Family, families
+from ldm.noise import Noise
+from ldm.pipeline import Pipeline
+from ldm.result import Result
+from ldm.schedulers import EPS, V, X0, Level, Sampler, Schedule, sampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EPS", "V", "X0", "CheckpointError", "Denoiser", "DeviceError", "Family", "InputError", "LdmError", "Level",
+    "Noise", "NumericError", "Pipeline", "Report", "Result", "Sampler", "Schedule", "attention",
+    "attention_backend", "families", "inspect", "load", "sampler", "save",
+]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,14 +31,22 @@ KEYWORDS = (
 )  # fmt: skip
 
 
+class Dialect(NamedTuple):
+    """Which of several names in use a source had."""
+
+    text_prefix: str | None = None  # of the text encoder; None: the layout's usual one
+    old_vae_attention: bool = False  # the names of diffusers before 0.17
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a file said besides the weights in use, kept so that saving gives back every tensor, bit for bit."""
 
     layout: str = ""
-    dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # of each tensor, by component/key
-    extras: dict[str, Tensor] = field(default_factory=dict)  # tensors that no network uses, by component/key
-    legacy_vae: bool = False  # the VAE's attention had the names of diffusers before 0.17
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # in the file, by network/our key
+    extras: dict[str, Tensor] = field(default_factory=dict)  # tensors that no network uses
+    metadata: dict[str, str] = field(default_factory=dict)  # texts of a single file
+    dialect: Dialect = Dialect()
 
 
 class Pipeline:

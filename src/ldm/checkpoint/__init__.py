@@ -1,0 +1,8 @@
+"""Models in files: what they are, loading and saving them exactly."""
+
+from ldm.checkpoint.load import load
+from ldm.checkpoint.plan import inspect
+from ldm.checkpoint.report import Report
+from ldm.checkpoint.save import save
+
+__all__ = ["Report", "inspect", "load", "save"]

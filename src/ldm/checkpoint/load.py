@@ -1,0 +1,97 @@
+"""From a source to a Pipeline: networks built without weights, then given the file's own."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.checkpoint.plan import make_plan
+from ldm.checkpoint.report import Part
+from ldm.errors import CheckpointError, InputError
+from ldm.pipeline import Origin, Pipeline, check_dtype, find_device
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    family: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    variant: str | None = None,
+    copy: bool = False,
+) -> Pipeline:
+    """A Pipeline from a file or folder; from nothing, the trained model in this package.
+
+    source   an official single file, .safetensors; a folder in the layout of diffusers; None
+    family   a name of `ldm.families()`, where a file cannot tell
+    dtype    of the networks. Tensors of that dtype map the file and cost no memory until they are used.
+    variant  of a folder's files, such as "fp16", where there are several
+    copy     read into memory what would be mapped: for files that may change while they are in use
+    Raises CheckpointError, naming file and key, for whatever cannot be loaded exactly; InputError; DeviceError.
+    """
+    if source is not None and not isinstance(source, (str, Path)):
+        raise InputError(f"source must be a path or None, not {type(source).__name__}")
+    path = bundled() if source is None else Path(source).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a .safetensors file or a folder with model_index.json")
+    check_dtype(dtype)
+    target = find_device(device)
+    plan = make_plan(path, family, variant)
+    if plan.report.problems:
+        raise CheckpointError(f"{path} cannot be loaded as {plan.family.name}: {plan.report.problems}")
+    models = {part.name: fill(part, dtype, target, copy=copy) for part in plan.parts}
+    tokenizer = plan.tokenizer()
+    if len(tokenizer.vocab) > plan.family.text.vocab:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {len(tokenizer.vocab)} pieces, "
+            f"but the text encoder's token embedding has {plan.family.text.vocab} rows"
+        )
+    origin = Origin(
+        layout=plan.report.layout,
+        dtypes={f"{part.name}/{ours}": dtype for part in plan.parts for ours, dtype in part.dtypes().items()},
+        extras={key: extra(plan.parts, key, copy=copy) for key in plan.report.ignored},
+        metadata=plan.metadata,
+        dialect=plan.dialect,
+    )
+    return Pipeline(plan.family, models["unet"], models["vae"], [models["text_encoder"]], [tokenizer], origin)
+
+
+def bundled() -> Path:
+    """The folder of the model in this package."""
+    return Path(str(resources.files("ldm").joinpath("bundled")))
+
+
+def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) -> Any:
+    """A part's network with the weights of its files, in evaluation mode."""
+    state = {}
+    for ours, source in part.table.items():
+        file = part.store.file_of(source.key)
+        keep = file.entries[source.key].dtype == dtype and not copy and device.type == "cpu"
+        # what is converted or moved is read tensor by tensor, so that never more than one is held twice
+        theirs = file.view(source.key) if keep else file.read(source.key)
+        check_finite(theirs, f"{file.path}: {source.key}")
+        state[ours] = source.load(theirs).to(device=device, dtype=dtype)
+    part.model.load_state_dict(state, strict=True, assign=True)
+    return part.model.eval()
+
+
+def check_finite(tensor: Tensor, name: str) -> None:
+    """Raises CheckpointError naming a tensor with values that are not finite."""
+    # a sum shows NaN and infinity in one fast pass; only where it does is every value looked at
+    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise CheckpointError(f"{name} has {bad} values that are not finite; the file is damaged, get it again")
+
+
+def extra(parts: tuple[Part, ...], name: str, *, copy: bool) -> Tensor:
+    """A tensor that no network uses, kept to be saved again."""
+    for part in parts:
+        key = name.removeprefix(f"{part.name}/")
+        if key in part.store.entries:
+            file = part.store.file_of(key)
+            return file.read(key) if copy else file.view(key)
+    raise CheckpointError(f"{name} is in no file")
+
+

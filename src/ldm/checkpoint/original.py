@@ -1,0 +1,211 @@
+"""The single-file layout of the CompVis and Stability code: rules of names, and sizes read off a file."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count as counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.checkpoint.evidence import Shapes, commonest, count, under, vote
+from ldm.checkpoint.table import Rule
+from ldm.clip.config import CLIPConfig
+from ldm.families import Family
+from ldm.schedulers import Schedule
+from ldm.unet.config import UNetConfig
+from ldm.vae.config import VAEConfig
+
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
+OLD_TEXT = "cond_stage_model.transformer."  # of some early community files
+
+# Tensors a file may carry and no network uses.
+IGNORED = (
+    r"model_ema\..*",  # moving averages of the UNet's weights
+    r"(alphas_cumprod|alphas_cumprod_prev|betas|log_one_minus_alphas_cumprod|posterior_log_variance_clipped"
+    r"|posterior_mean_coef[12]|posterior_variance|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod"
+    r"|sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod)",  # the schedule, as tables
+    r"cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids",  # 0..76
+)
+
+RES = r"(?:in_layers\.2|out_layers\.[03]|emb_layers\.1)\.(?:weight|bias)"
+
+
+def family(shapes: Shapes, preset: Family, text: str = TEXT) -> Family:
+    """A preset with the sizes of a file; text: the prefix of its text encoder. Raises CheckpointError."""
+    vae = vae_config(under(shapes, VAE), preset.vae)
+    unet = replace(preset.unet, in_channels=vae.latent_channels, out_channels=vae.latent_channels)
+    return replace(
+        preset,
+        vae=vae,
+        unet=unet_config(under(shapes, UNET), unet),
+        text=text_config(under(shapes, text), preset.text),
+    )
+
+
+def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
+    """The sizes of a UNet, names without prefix; what sizes cannot tell is the preset's."""
+    levels: list[list[tuple[int, int]]] = [[]]  # width and transformer depth of each block, by level
+    for n in range(1, count(shapes, r"input_blocks\.(\d+)\.")):
+        block = under(shapes, f"input_blocks.{n}.")
+        if any(key.startswith("0.op.") for key in block):
+            levels.append([])
+        elif any(re.fullmatch(rf"0\.{RES}", key) for key in block):
+            levels[-1].append((vote(block, rf"0\.{RES}"), count(block, r"1\.transformer_blocks\.(\d+)\.")))
+    return replace(
+        preset,
+        channels=tuple(commonest([width for width, _ in level]) for level in levels),
+        depth=tuple(commonest([depth for _, depth in level]) for level in levels),
+        mid_depth=count(shapes, r"middle_block\.1\.transformer_blocks\.(\d+)\."),
+        res_blocks=commonest([len(level) for level in levels]),
+        context_dim=vote(shapes, r".*\.attn2\.to_[kv]\.weight", axis=1),
+    )
+
+
+def vae_config(shapes: Shapes, preset: VAEConfig) -> VAEConfig:
+    """The sizes of an autoencoder, names without prefix; what sizes cannot tell is the preset's."""
+    levels = range(count(shapes, r"encoder\.down\.(\d+)\."))
+    conv = r"(conv[12]|norm2)\.(weight|bias)"
+    return replace(
+        preset,
+        channels=tuple(vote(shapes, rf"(en|de)coder\.(down|up)\.{i}\.block\.\d\.{conv}") for i in levels),
+        res_blocks=commonest([count(shapes, rf"encoder\.down\.{i}\.block\.(\d+)\.") for i in levels]),
+        latent_channels=vote(shapes, r"(quant_conv|encoder\.conv_out)\.(weight|bias)") // 2,
+    )
+
+
+def text_config(shapes: Shapes, preset: CLIPConfig) -> CLIPConfig:
+    """The sizes of a CLIP text encoder, names without prefix; what sizes cannot tell is the preset's."""
+    width = vote(shapes, r".*(layer_norm[12]|out_proj)\.(weight|bias)")
+    return replace(
+        preset,
+        width=width,
+        heads=preset.heads if width % preset.heads == 0 else max(1, width // 64),  # CLIP's heads are 64 wide
+        layers=count(shapes, r"encoder\.layers\.(\d+)\."),
+        hidden=vote(shapes, r".*mlp\.fc1\.(weight|bias)"),
+    )
+
+
+def unet_rules(config: UNetConfig) -> list[Rule]:
+    """Our names of a UNet to this layout's."""
+    return [
+        *(Rule(rf"^{ours}\b", theirs) for ours, theirs in flat_blocks(config)),
+        Rule(r"^time\.fc1", "time_embed.0"),
+        Rule(r"^time\.fc2", "time_embed.2"),
+        Rule(r"^norm_out", "out.0"),
+        Rule(r"^conv_out", "out.2"),
+        Rule(r"\.norm1\b", ".in_layers.0"),
+        Rule(r"\.conv1\b", ".in_layers.2"),
+        Rule(r"\.time\b", ".emb_layers.1"),
+        Rule(r"\.norm2\b", ".out_layers.0"),
+        Rule(r"\.conv2\b", ".out_layers.3"),
+        Rule(r"\.skip\b", ".skip_connection"),
+        *transformer_rules(),
+        Rule(r"^", UNET),
+    ]
+
+
+def transformer_rules() -> list[Rule]:
+    """The names inside a spatial transformer, which both layouts share."""
+    return [
+        Rule(r"\.blocks\.", ".transformer_blocks."),
+        Rule(r"\.norm_self\b", ".norm1"),
+        Rule(r"\.norm_cross\b", ".norm2"),
+        Rule(r"\.norm_ff\b", ".norm3"),
+        Rule(r"\.proj_(in|out)\.weight", r".proj_\1.weight", conv=True),
+        Rule(r"\.self_attn\b", ".attn1"),
+        Rule(r"\.cross_attn\b", ".attn2"),
+        Rule(r"\.(attn\d)\.([qkv])\b", r".\1.to_\2"),
+        Rule(r"\.(attn\d)\.out\b", r".\1.to_out.0"),
+        Rule(r"\.ff\.up\b", ".ff.net.0.proj"),
+        Rule(r"\.ff\.down\b", ".ff.net.2"),
+    ]
+
+
+def flat_blocks(config: UNetConfig) -> Iterator[tuple[str, str]]:
+    """We number blocks by level; this layout numbers them flat, in the order in which they run."""
+    last = len(config.channels) - 1
+    yield r"conv_in", "input_blocks.0.0"
+    n = counter(1)
+    for i in range(last + 1):
+        for j, k in zip(range(config.res_blocks), n):
+            yield rf"down\.{i}\.res\.{j}", f"input_blocks.{k}.0"
+            yield rf"down\.{i}\.attn\.{j}", f"input_blocks.{k}.1"
+        if i < last:
+            yield rf"down\.{i}\.down", f"input_blocks.{next(n)}.0.op"
+    yield r"mid\.res1", "middle_block.0"
+    yield r"mid\.attn", "middle_block.1"
+    yield r"mid\.res2", "middle_block.2"
+    n = counter()
+    for i, depth in enumerate(reversed(config.depth)):
+        for j, k in zip(range(config.res_blocks + 1), n):
+            yield rf"up\.{i}\.res\.{j}", f"output_blocks.{k}.0"
+            yield rf"up\.{i}\.attn\.{j}", f"output_blocks.{k}.1"
+        yield rf"up\.{i}\.up", f"output_blocks.{k}.{2 if depth else 1}.conv"
+
+
+def vae_rules(config: VAEConfig) -> list[Rule]:
+    """Our names of an autoencoder to this layout's, which counts the decoder's levels from the output side."""
+    last = len(config.channels) - 1
+    return [
+        Rule(r"^to_moments", "quant_conv"),
+        Rule(r"^from_latent", "post_quant_conv"),
+        *(Rule(rf"^decoder\.up\.{i}\b", f"decoder.up.@{last - i}") for i in range(last + 1)),
+        Rule(r"@", ""),
+        Rule(r"\.res\.(\d)", r".block.\1"),
+        Rule(r"(\.up\.\d)\.up\b", r"\1.upsample.conv"),
+        Rule(r"(\.down\.\d)\.down\b", r"\1.downsample.conv"),
+        Rule(r"\.mid\.0", ".mid.block_1"),
+        Rule(r"\.mid\.2", ".mid.block_2"),
+        Rule(r"\.mid\.1\.norm", ".mid.attn_1.norm"),
+        Rule(r"\.mid\.1\.attn\.([qkv])\.weight", r".mid.attn_1.\1.weight", conv=True),
+        Rule(r"\.mid\.1\.attn\.out\.weight", ".mid.attn_1.proj_out.weight", conv=True),
+        Rule(r"\.mid\.1\.attn\.([qkv])\b", r".mid.attn_1.\1"),
+        Rule(r"\.mid\.1\.attn\.out\b", ".mid.attn_1.proj_out"),
+        Rule(r"\.skip\b", ".nin_shortcut"),
+        Rule(r"^", VAE),
+    ]
+
+
+def text_rules(prefix: str = TEXT) -> list[Rule]:
+    """Our names of a CLIP text encoder to those of transformers, which both layouts use."""
+    return [
+        Rule(r"^tokens", "embeddings.token_embedding"),
+        Rule(r"^positions", "embeddings.position_embedding"),
+        Rule(r"^norm\b", "final_layer_norm"),
+        Rule(r"^blocks", "encoder.layers"),
+        Rule(r"\.norm([12])\b", r".layer_norm\1"),
+        Rule(r"\.attn\.([qkv])\b", r".self_attn.\1_proj"),
+        Rule(r"\.attn\.out\b", ".self_attn.out_proj"),
+        Rule(r"\.fc([12])\b", r".mlp.fc\1"),
+        Rule(r"^", prefix),
+    ]
+
+
+def extras(family: Family) -> dict[str, Tensor]:
+    """The tables that every official file of this layout carries beside the weights."""
+    positions = torch.arange(family.text.length)[None]
+    return {f"{TEXT}embeddings.position_ids": positions} | schedule_tables(family.schedule)
+
+
+def schedule_tables(schedule: Schedule) -> dict[str, Tensor]:
+    """The forward process as float32 tables [T] (Ho et al. 2020, eq. 4 and 7), named as the original code does."""
+    betas, bar = schedule.betas, schedule.alpha_bar
+    before = np.append(1.0, bar[:-1])
+    variance = betas * (1 - before) / (1 - bar)
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(bar),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - bar),
+        "log_one_minus_alphas_cumprod": np.log(1 - bar),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / bar),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / bar - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - bar),
+        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - bar),
+    }
+    return {name: torch.from_numpy(values).float() for name, values in tables.items()}

@@ -1,0 +1,125 @@
+"""What a look at a model's headers tells."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ldm.checkpoint.files import NAMES, Entry
+from ldm.checkpoint.folder import Store
+from ldm.checkpoint.table import Source
+from ldm.families import Family
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of a model: itself on the meta device, and where its tensors are."""
+
+    name: str  # "unet", "vae" or "text_encoder"
+    model: nn.Module
+    table: dict[str, Source]
+    store: Store
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The dtype that each of our tensors has in its file."""
+        return {ours: self.store.entries[source.key].dtype for ours, source in self.table.items()}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `ldm.inspect` found, without reading any weights."""
+
+    source: str
+    family: str | None  # None: not a model that can be loaded
+    layout: str  # "original" or "diffusers"
+    prediction: str | None  # "eps", "v" or "x0"
+    parameters: int = 0  # of all networks
+    parts: dict[str, int] = field(default_factory=dict)  # parameters by network
+    dtypes: dict[str, int] = field(default_factory=dict)  # how many tensors have each
+    missing: list[str] = field(default_factory=list)  # tensors a network needs and no file has
+    unexpected: list[str] = field(default_factory=list)  # tensors no network knows
+    mismatched: list[str] = field(default_factory=list)  # tensors of another shape, each with both shapes
+    ignored: list[str] = field(default_factory=list)  # tensors known to be of no use to the networks
+    reasons: list[str] = field(default_factory=list)  # why it is taken for what it is
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.source}",
+            f"  family      {self.family or 'none'} ({'; '.join(self.reasons)})",
+            f"  layout      {self.layout}",
+            f"  prediction  {self.prediction}",
+            f"  parameters  {self.parameters:,}" + "".join(f"  {name} {n:,}" for name, n in self.parts.items()),
+            "  dtypes      " + ", ".join(f"{name} × {n}" for name, n in sorted(self.dtypes.items())),
+        ]
+        for title in ("missing", "unexpected", "mismatched", "ignored"):
+            if names := getattr(self, title):
+                lines.append(f"  {title:<11} {summary(names)}")
+        return "\n".join(lines)
+
+    @property
+    def problems(self) -> str:
+        """One sentence on everything that keeps the model from being loaded exactly; empty if nothing does."""
+        kinds = ("missing", "unexpected", "mismatched")
+        return "; ".join(f"{kind}: {summary(names)}" for kind in kinds if (names := getattr(self, kind)))
+
+
+def compare(
+    source: Path, layout: str, family: Family, parts: Sequence[Part], ignored: Sequence[str], reasons: list[str]
+) -> Report:
+    """Every key of every network against every tensor of the files."""
+    missing, mismatched, used = [], [], set()
+    entries: dict[str, Entry] = {}
+    for p in parts:
+        label = "" if layout == "original" else f"{p.name}/"
+        entries |= {label + key: entry for key, entry in p.store.entries.items()}
+        for ours, tensor in p.model.state_dict().items():
+            key = label + p.table[ours].key
+            used.add(key)
+            if key not in entries:
+                missing.append(key)
+            elif problem := difference(entries[key], p.table[ours].shape(tuple(tensor.shape))):
+                mismatched.append(f"{key} {problem}")
+    others = [key for key in entries if key not in used]
+    known = [key for key in others if any(re.fullmatch(pattern, key) for pattern in ignored)]
+    counts = {p.name: sum(tensor.numel() for tensor in p.model.parameters()) for p in parts}
+    return Report(
+        source=str(source),
+        family=family.name,
+        layout=layout,
+        prediction=family.prediction.name,
+        parameters=sum(counts.values()),
+        parts=counts,
+        dtypes=dtypes_in(entries.values()),
+        missing=missing,
+        unexpected=[key for key in others if key not in set(known)],
+        mismatched=mismatched,
+        ignored=known,
+        reasons=reasons,
+    )
+
+
+def difference(entry: Entry, shape: tuple[int, ...]) -> str:
+    """What is wrong with a tensor of a file that should have a shape; empty if nothing is."""
+    if entry.shape != shape:
+        return f"has shape {entry.shape}, not {shape}"
+    return "" if entry.dtype.is_floating_point and entry.dtype.itemsize > 1 else f"is of {entry.dtype}"
+
+
+def shapes_in(entries: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a file."""
+    return {key: entry.shape for key, entry in entries.items()}
+
+
+def dtypes_in(entries: Iterable[Entry]) -> dict[str, int]:
+    """How many tensors have each dtype."""
+    return dict(Counter(NAMES[entry.dtype] for entry in entries))
+
+
+def summary(names: list[str], most: int = 6) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
