@@ -8,12 +8,12 @@ from ldm.families import Family, families
 from ldm.noise import Noise
 from ldm.pipeline import Pipeline
 from ldm.result import Result
-from ldm.schedulers import EPS, V, X0, Level, Sampler, Schedule, sampler
+from ldm.schedulers import EPS, X0, Level, Sampler, Schedule, V, sampler
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "EPS", "V", "X0", "CheckpointError", "Denoiser", "DeviceError", "Family", "InputError", "LdmError", "Level",
-    "Noise", "NumericError", "Pipeline", "Report", "Result", "Sampler", "Schedule", "attention",
+    "EPS", "V", "X0", "CheckpointError", "Denoiser", "DeviceError", "Family", "InputError", "LdmError",
+    "Level", "Noise", "NumericError", "Pipeline", "Report", "Result", "Sampler", "Schedule", "attention",
     "attention_backend", "families", "inspect", "load", "sampler", "save",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Scaled dot-product attention, the one place from which every network calls it.
 
-    attention(q, k, v) = softmax(q kᵀ / √d) v          (Vaswani et al. 2017, eq. 1)
+attention(q, k, v) = softmax(q kᵀ / √d) v          (Vaswani et al. 2017, eq. 1)
 """
 
 from collections.abc import Callable, Iterator
@@ -48,7 +48,13 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, context_dim: int | None = None, *, bias: bool = False, causal: bool = False
+        self,
+        dim: int,
+        heads: int,
+        context_dim: int | None = None,
+        *,
+        bias: bool = False,
+        causal: bool = False,
     ):
         super().__init__()
         self.heads, self.causal = heads, causal

@@ -28,7 +28,7 @@ def encode_text(tokenizer: Tokenizer, encoder: TextEncoder, prompts: Sequence[st
     ids = tokenizer(prompts)
     if (top := int(ids.max())) >= encoder.config.vocab:
         raise CheckpointError(
-            f"the tokenizer gives id {top}, but the text encoder's token embedding has {encoder.config.vocab} rows; "
+            f"the tokenizer gives id {top}, but the text encoder knows {encoder.config.vocab} tokens; "
             "they belong to different models"
         )
     return Conditioning(encoder(ids.to(encoder.tokens.weight.device)))

@@ -1,4 +1,4 @@
-"""What can go wrong, by kind. Every message is a sentence that names the file, key or argument and the remedy."""
+"""What can go wrong, by kind. Every message is a sentence that names the file, key or argument."""
 
 
 class LdmError(Exception):

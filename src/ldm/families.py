@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ldm.clip.config import CLIPConfig
-from ldm.schedulers import EPS, V, Level, Prediction, Schedule
+from ldm.schedulers import EPS, Level, Prediction, Schedule, V
 from ldm.schedulers.forward import CLEAN
 from ldm.schedulers.samplers import look_up
 from ldm.schedulers.spacing import Spacing, leading

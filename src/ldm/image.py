@@ -1,7 +1,11 @@
 """Pictures: PIL, numpy and tensors; and the parameters that a PNG file carries."""
 
 import json
-from collections.abc import Sequence
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,7 @@ from ldm.errors import InputError
 class Picture(Image.Image):
     """A PIL image that writes the parameters it was made with into any PNG file it is saved to."""
 
-    parameters: dict[str, Any]
+    parameters: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     def of(cls, array: np.ndarray, parameters: dict[str, Any]) -> "Picture":
@@ -30,7 +34,8 @@ class Picture(Image.Image):
 
     def save(self, fp: Any, format: str | None = None, **options: Any) -> None:
         """As PIL's; PNG files get the texts "parameters" (A1111's form) and "ldm" (JSON)."""
-        options.setdefault("pnginfo", png_info(self.parameters))
+        if self.parameters:
+            options.setdefault("pnginfo", png_info(self.parameters))
         super().save(fp, format, **options)
 
 
@@ -81,7 +86,9 @@ def from_any(image: Any, size: tuple[int, int], name: str = "image") -> Tensor:
         found = f"{type(image).__name__} {tuple(getattr(image, 'shape', ()))}"
         raise InputError(f"{name} must be a PIL image, an array [H W 3] or a tensor [3 H W], not {found}")
     if (tensor.shape[3], tensor.shape[2]) != size or len(tensor) != 1:
-        raise InputError(f"{name} has shape {tuple(image.shape)}; one picture {size[0]}×{size[1]} was expected")
+        raise InputError(
+            f"{name} has shape {tuple(image.shape)}; one picture {size[0]}×{size[1]} was expected"
+        )
     if not bool(((tensor >= -1.001) & (tensor <= 1.001)).all()):
         raise InputError(f"{name} has values outside {valid}, or that are not finite; rescale it")
     return tensor
@@ -101,15 +108,30 @@ def mask_from_any(mask: Any, size: tuple[int, int]) -> Tensor:
     return tensor[None, None]
 
 
-def png_info(parameters: dict[str, Any]) -> PngInfo:
+def write(image: Image.Image, path: Path) -> None:
+    """Save a picture, completely or not at all. Raises InputError if it cannot be written."""
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        try:
+            image.save(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def png_info(parameters: Mapping[str, Any]) -> PngInfo:
     """The texts of a PNG file: A1111's "parameters" and, complete, our own "ldm" in JSON."""
     info = PngInfo()
     info.add_itxt("parameters", a1111_text(parameters))
-    info.add_itxt("ldm", json.dumps(parameters, ensure_ascii=False))
+    info.add_itxt("ldm", json.dumps(dict(parameters), ensure_ascii=False))
     return info
 
 
-def a1111_text(p: dict[str, Any]) -> str:
+def a1111_text(p: Mapping[str, Any]) -> str:
     """Prompt, negative prompt and settings as AUTOMATIC1111's web UI writes them."""
     lines = [str(p["prompt"] or "")]
     if p["negative_prompt"]:

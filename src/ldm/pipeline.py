@@ -40,7 +40,7 @@ class Dialect(NamedTuple):
 
 @dataclass(frozen=True)
 class Origin:
-    """What a file said besides the weights in use, kept so that saving gives back every tensor, bit for bit."""
+    """What a file said besides the weights in use, kept so that saving gives back every bit."""
 
     layout: str = ""
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # in the file, by network/our key
@@ -70,7 +70,7 @@ class Pipeline:
         return self.unet.conv_in.weight.device
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Move and convert all networks in place; returns self. Raises DeviceError for a device that is not there."""
+        """Move and convert all networks in place; returns self. Raises DeviceError and InputError."""
         target = find_device(device if device is not None else self.device)
         for network in self.networks():
             network.to(device=target, dtype=check_dtype(dtype) if dtype is not None else None)
@@ -148,7 +148,9 @@ class Pipeline:
         if image is not None and latents is not None:
             raise InputError("image and latents are two different starts; give one of them")
         if callback is not None and not callable(callback):
-            raise InputError(f"callback must be a function (step, level, x, x0), not {type(callback).__name__}")
+            raise InputError(
+                f"callback must be a function (step, level, x, x0), not {type(callback).__name__}"
+            )
         size = (request.width, request.height)
         original = None if image is None else from_any(image, size).to(self.device)
         mask = None if mask_image is None else mask_from_any(mask_image, size).to(self.device)

@@ -64,7 +64,7 @@ def read(
     strength: float,
     output_type: str,
 ) -> Request:
-    """A Request from what the user wrote, None meaning the family's own. Raises InputError naming the argument."""
+    """A Request from what the user wrote; None is the family's own. Raises InputError naming the argument."""
     times = whole("num_images_per_prompt", num_images_per_prompt, MOST_IMAGES)
     prompts = texts("prompt", prompt)
     negatives = per_prompt(negative_prompt, len(prompts))
@@ -98,7 +98,9 @@ def texts(name: str, value: Any) -> list[str]:
     if not isinstance(rows, (list, tuple)) or not all(isinstance(row, str) for row in rows):
         found = type(value).__name__
         if isinstance(rows, (list, tuple)):
-            found += " with " + ", ".join(sorted({type(row).__name__ for row in rows if not isinstance(row, str)}))
+            found += " with " + ", ".join(
+                sorted({type(row).__name__ for row in rows if not isinstance(row, str)})
+            )
         raise InputError(f"{name} must be a str or a list of str, not {found}")
     if not rows:
         raise InputError(f"{name} is an empty list; give at least one str")
@@ -106,7 +108,9 @@ def texts(name: str, value: Any) -> list[str]:
         try:
             row.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise InputError(f"{name} is not valid Unicode: {error.reason} at character {error.start}") from None
+            raise InputError(
+                f"{name} is not valid Unicode: {error.reason} at character {error.start}"
+            ) from None
     return list(rows)
 
 
@@ -116,7 +120,9 @@ def per_prompt(value: Any, count: int) -> list[str]:
     if len(rows) == 1:
         return rows * count
     if len(rows) != count:
-        raise InputError(f"negative_prompt has {len(rows)} texts for {count} prompts; give one, or one per prompt")
+        raise InputError(
+            f"negative_prompt has {len(rows)} texts for {count} prompts; give one, or one per prompt"
+        )
     return rows
 
 
@@ -126,7 +132,9 @@ def seeds(value: Any, count: int) -> list[int]:
         return torch.randint(2**31, (count,), generator=fresh()).tolist()
     if isinstance(value, (list, tuple)):
         if len(value) != count:
-            raise InputError(f"seed has {len(value)} numbers for {count} images; give one int, or one per image")
+            raise InputError(
+                f"seed has {len(value)} numbers for {count} images; give one int, or one per image"
+            )
         return [whole("seed", item, 2**63 - 1, least=0) for item in value]
     first = whole("seed", value, 2**63 - count, least=0)
     return [first + i for i in range(count)]

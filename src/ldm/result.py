@@ -16,7 +16,7 @@ from ldm.image import Picture, grid, to_numpy, to_pil
 class Result(Sequence):
     """A sequence of images, with everything they came from. Draws itself in a notebook.
 
-    images      list of PIL images; or float32 array [b H W 3] or tensor [b 3 H W] in [0, 1]; None for "latent"
+    images      list of PIL images; float32 array [b H W 3] or tensor [b 3 H W] in [0, 1]; None for "latent"
     latents     [b c h w], scaled, as the solver left them
     seeds       one int per image
     parameters  what the call was made with: common values, and lists of one prompt and seed per image
@@ -55,7 +55,7 @@ class Result(Sequence):
 
 
 def merge(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One dict of the parameters of all images: prompts, negative prompts and seeds as lists, the rest once."""
+    """One dict for all images: prompts, negative prompts and seeds as lists, the rest once."""
     first, *_ = rows
     lists = {"prompt": "prompts", "negative_prompt": "negative_prompts", "seed": "seeds"}
     own = {plural: [row[name] for row in rows] for name, plural in lists.items()}

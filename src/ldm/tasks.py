@@ -1,4 +1,4 @@
-"""What can be done besides text to image, with the same verbs: start elsewhere on the path, know a part of x0."""
+"""What can be done besides text to image: start elsewhere on the path, know a part of x0."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +9,7 @@ from ldm.schedulers.spacing import Path
 
 
 def shorten(path: Path, strength: float) -> Path:
-    """The part of a path that image to image follows: its last `int(steps * strength)` steps, as in diffusers.
+    """The part of a path that image to image follows: its last `int(steps * strength)` steps.
 
     Raises InputError where that is no step at all.
     """

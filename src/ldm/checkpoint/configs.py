@@ -7,7 +7,7 @@ from typing import Any
 from ldm.clip.text import ACTIVATIONS
 from ldm.errors import CheckpointError
 from ldm.families import Family
-from ldm.schedulers import EPS, V, X0, Prediction, Schedule, linear, scaled_linear
+from ldm.schedulers import EPS, X0, Prediction, Schedule, V, linear, scaled_linear
 from ldm.schedulers.spacing import Spacing, leading, linspace, trailing
 
 Json = dict[str, Any]
@@ -72,7 +72,7 @@ def apply(family: Family, configs: Mapping[str, Json]) -> Family:
 
 def process(family: Family, config: Json) -> Family:
     """The diffusion process of a scheduler_config.json; which sampler to use stays the family's affair."""
-    # diffusers' Stable Diffusion pipelines set steps_offset to 1 and clip_sample to false, whatever the file says
+    # diffusers' Stable Diffusion pipelines set steps_offset to 1 and clip_sample to false, whatever is said
     euler = str(config.get("_class_name", "")).startswith("Euler")
     schedule = Schedule(
         beta_start=config.get("beta_start", 0.0001),
@@ -94,7 +94,9 @@ def refuse_others(name: str, config: Json) -> None:
     for field, only in FIXED[name].items():
         value = config.get(field, only)
         if value is not None and value != only:
-            raise CheckpointError(f"{name}'s config: {field} is {value!r}; this family is known with {only!r} only")
+            raise CheckpointError(
+                f"{name}'s config: {field} is {value!r}; this family is known with {only!r} only"
+            )
 
 
 def agree(family: Family, configs: Mapping[str, Json]) -> None:
@@ -123,7 +125,9 @@ def heads(config: Json, default: int) -> int:
     value = config.get("num_attention_heads") or config.get("attention_head_dim") or default
     numbers = set(value) if isinstance(value, list) else {value}
     if len(numbers) != 1:
-        raise CheckpointError(f"unet/config.json: attention_head_dim {value!r} differs by level; one number is known")
+        raise CheckpointError(
+            f"unet/config.json: attention_head_dim {value!r} differs by level; one number is known"
+        )
     return numbers.pop()
 
 
@@ -157,8 +161,10 @@ def write(family: Family) -> dict[str, Json]:
     cross = [depth > 0 for depth in unet.depth]
     return {
         "model_index.json": {
-            "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0", "_ldm_family": family.name,
-            "feature_extractor": [None, None], "requires_safety_checker": False, "safety_checker": [None, None],
+            "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0",
+            "_ldm_family": family.name,
+            "feature_extractor": [None, None], "safety_checker": [None, None],
+            "requires_safety_checker": False,
             "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
@@ -182,7 +188,8 @@ def write(family: Family) -> dict[str, Json]:
         },
         "text_encoder/config.json": FIXED["text_encoder"] | {
             "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": text.width,
-            "num_hidden_layers": text.layers, "num_attention_heads": text.heads, "intermediate_size": text.hidden,
+            "num_hidden_layers": text.layers, "num_attention_heads": text.heads,
+            "intermediate_size": text.hidden,
             "vocab_size": text.vocab, "max_position_embeddings": text.length, "hidden_act": text.activation,
             "projection_dim": text.width, "bos_token_id": text.vocab - 2, "eos_token_id": text.vocab - 1,
             "pad_token_id": text.vocab - 1,
@@ -198,7 +205,8 @@ def write(family: Family) -> dict[str, Json]:
         "scheduler/scheduler_config.json": FIXED["scheduler"] | {
             "_class_name": "DDIMScheduler", "beta_start": schedule.beta_start, "beta_end": schedule.beta_end,
             "beta_schedule": name_in(LAWS, schedule.law), "num_train_timesteps": schedule.steps,
-            "prediction_type": name_in(PREDICTIONS, family.prediction), "clip_sample": False, "steps_offset": 1,
-            "timestep_spacing": name_in(SPACINGS, family.spacing), "set_alpha_to_one": family.set_alpha_to_one,
+            "prediction_type": name_in(PREDICTIONS, family.prediction), "clip_sample": False,
+            "steps_offset": 1, "timestep_spacing": name_in(SPACINGS, family.spacing),
+            "set_alpha_to_one": family.set_alpha_to_one,
         },
     }  # fmt: skip

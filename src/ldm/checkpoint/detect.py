@@ -17,16 +17,16 @@ class Marker(NamedTuple):
 
 # In order of precedence: adapters may carry names of what they adapt, and SDXL has all of SD2's names.
 ORIGINAL = (
-    Marker(r".*\.(lora_down|lora_up|lora_A|lora_B)\.weight", None, "a LoRA, which changes a model but is none"),
+    Marker(r".*\.(lora_down|lora_up|lora_A|lora_B)\.weight", None, "a LoRA, which changes a model"),
     Marker(r"control_model\..*", None, "a ControlNet"),
     Marker(r"emb_params|string_to_param.*", None, "a textual-inversion embedding"),
     Marker(r"conditioner\.embedders\.1\..*", "sdxl", "two text encoders under conditioner.embedders"),
-    Marker(r"conditioner\.embedders\.0\.model\..*", "sdxl-refiner or sd-turbo", "one OpenCLIP under conditioner"),
+    Marker(r"conditioner\.embedders\.0\.model\..*", "sdxl-refiner or sd-turbo", "a single OpenCLIP"),
     Marker(r"cond_stage_model\.model\..*", "sd2", "an OpenCLIP text encoder"),
     Marker(r"cond_stage_model\.transformer\.token_emb\..*", "ldm-text2img", "a BERT text encoder"),
     Marker(r"cond_stage_model\.transformer\.(text_model\.)?(embeddings|encoder|final_layer_norm)\..*", "sd1",
            "a CLIP text encoder under cond_stage_model.transformer"),
-    Marker(r"model\.diffusion_model\..*", "another LDM family, or a UNet alone", "no text encoder of a known kind"),
+    Marker(r"model\.diffusion_model\..*", "another LDM family, or a UNet", "no known text encoder"),
     Marker(r"(quant_conv|encoder\.conv_in|encoder\.down\.).*", None, "an autoencoder alone"),
     Marker(r"(text_model|embeddings|encoder\.layers)\..*", None, "a text encoder alone"),
     Marker(r"(down_blocks|conv_in|input_blocks)\..*", None, "a UNet alone"),

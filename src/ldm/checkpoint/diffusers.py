@@ -41,12 +41,14 @@ def detect(index: Mapping[str, Any], unet: Mapping[str, Any]) -> Finding:
         return Finding("sd2", [*reasons, "unet/config.json has use_linear_projection"])
     inputs = unet.get("in_channels")
     if family == "sd1" and inputs in (8, 9):
-        return Finding("sd1-inpaint" if inputs == 9 else "sd1-pix2pix", [*reasons, f"{inputs} input channels"])
+        return Finding(
+            "sd1-inpaint" if inputs == 9 else "sd1-pix2pix", [*reasons, f"{inputs} input channels"]
+        )
     return Finding(family, reasons)
 
 
 def family(shapes: Mapping[str, Shapes], preset: Family, prefix: str) -> Family:
-    """A preset with the sizes of a folder's tensors; prefix: that of its text encoder. Raises CheckpointError."""
+    """A preset with the sizes of a folder's tensors; prefix: of its text encoder. Raises CheckpointError."""
     return replace(
         preset,
         unet=unet_config(shapes["unet"], preset.unet),
@@ -73,7 +75,9 @@ def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
 def level_depth(shapes: Shapes, level: str) -> int:
     """Transformer blocks of each attention of a level."""
     attentions = range(count(shapes, rf"{level}\.attentions\.(\d+)\."))
-    return commonest([count(shapes, rf"{level}\.attentions\.{j}\.transformer_blocks\.(\d+)\.") for j in attentions])
+    return commonest(
+        [count(shapes, rf"{level}\.attentions\.{j}\.transformer_blocks\.(\d+)\.") for j in attentions]
+    )
 
 
 def vae_config(shapes: Shapes, preset: VAEConfig) -> VAEConfig:
@@ -82,7 +86,9 @@ def vae_config(shapes: Shapes, preset: VAEConfig) -> VAEConfig:
     return replace(
         preset,
         channels=tuple(vote(shapes, rf"encoder\.down_blocks\.{i}\.{RES}") for i in levels),
-        res_blocks=commonest([count(shapes, rf"encoder\.down_blocks\.{i}\.resnets\.(\d+)\.") for i in levels]),
+        res_blocks=commonest(
+            [count(shapes, rf"encoder\.down_blocks\.{i}\.resnets\.(\d+)\.") for i in levels]
+        ),
         latent_channels=vote(shapes, r"(quant_conv|encoder\.conv_out)\.(weight|bias)") // 2,
     )
 

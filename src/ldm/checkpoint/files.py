@@ -1,6 +1,6 @@
 """Safetensors files: read by header, mapped or read tensor by tensor, written whole or not at all.
 
-    8 bytes little-endian n | n bytes of JSON {name: {dtype, shape, data_offsets}} | data
+8 bytes little-endian n | n bytes of JSON {name: {dtype, shape, data_offsets}} | data
 """
 
 import json
@@ -109,11 +109,13 @@ def read_header(path: Path, first: bytes, file: Any, size: int) -> tuple[dict[st
         raise CheckpointError(f"{path} is not a safetensors file: its first bytes are {first!r}")
     if 8 + length > size:
         raise CheckpointError(
-            f"{path} is truncated: its header alone needs {8 + length} bytes and the file has {size}; download it again"
+            f"{path} is truncated: its header needs {8 + length} bytes of {size}; download it again"
         )
     file.seek(8)
     try:
-        return json.loads(file.read(length), object_pairs_hook=lambda pairs: no_duplicates(path, pairs)), 8 + length
+        return json.loads(
+            file.read(length), object_pairs_hook=lambda pairs: no_duplicates(path, pairs)
+        ), 8 + length
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error}); download it again") from error
 
@@ -124,7 +126,9 @@ def no_duplicates(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise CheckpointError(f"{path} has the key {twice!r} twice, so one of the two is wrong; write it again")
+        raise CheckpointError(
+            f"{path} has the key {twice!r} twice, so one of the two is wrong; write it again"
+        )
     return out
 
 
@@ -138,7 +142,9 @@ def read_entry(path: Path, name: str, value: Any, data: int) -> Entry:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header's line for {name} is damaged ({error!r})") from error
     if dtype not in DTYPES:
-        raise CheckpointError(f"{path}: {name} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
+        raise CheckpointError(
+            f"{path}: {name} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}"
+        )
     count = 1
     for n in shape:
         count *= n
@@ -155,7 +161,9 @@ def check_layout(path: Path, entries: Mapping[str, Entry], data: int, size: int)
             raise CheckpointError(f"{path}: the data of {name} begins at byte {entry.start}, not at {at}")
         at = entry.end
     if at > size:
-        raise CheckpointError(f"{path} is truncated: it should have {at} bytes and has {size}; download it again")
+        raise CheckpointError(
+            f"{path} is truncated: it should have {at} bytes and has {size}; download it again"
+        )
     if at < size:
         raise CheckpointError(f"{path} has {size - at} bytes behind its last tensor; download it again")
 
@@ -179,7 +187,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            file.write(memoryview(flat.view(torch.uint8).numpy()))
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 @contextmanager
@@ -197,7 +205,9 @@ def replacing(path: Path) -> Iterator[Any]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from error
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror or error}; nothing was changed"
+        ) from error
 
 
 def sync_folder(path: Path) -> None:

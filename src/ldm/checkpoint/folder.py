@@ -1,4 +1,4 @@
-"""The files of a diffusers folder: which belong to a component, whatever their variant and number of shards."""
+"""The files of a diffusers folder: which belong to a component, in whatever variant and number of shards."""
 
 import json
 import re
@@ -53,7 +53,9 @@ def open_component(folder: Path, variant: str | None = None) -> Store:
     stem = STEMS[folder.name]
     found = variants(folder, stem)
     if not found:
-        hint = " (there are only .bin pickles, which are never executed)" if list(folder.glob("*.bin")) else ""
+        hint = (
+            " (there are only .bin pickles, which are never executed)" if list(folder.glob("*.bin")) else ""
+        )
         raise CheckpointError(f"{folder} has no {stem}*.safetensors{hint}; download the safetensors files")
     wanted = variant or ""
     if wanted not in found and (variant or len(found) > 1):
@@ -65,7 +67,9 @@ def open_component(folder: Path, variant: str | None = None) -> Store:
     for file in files:
         for name in file.entries:
             if name in seen:
-                raise CheckpointError(f"{name} is in {seen[name]} and in {file.path}; remove the shard that is stale")
+                raise CheckpointError(
+                    f"{name} is in {seen[name]} and in {file.path}; remove the shard that is stale"
+                )
             seen[name] = file.path
     return Store(files)
 
@@ -74,7 +78,7 @@ def open_tokenizer(folder: Path, length: int, pad: str) -> Tokenizer:
     """The tokenizer of a folder: `vocab.json` and `merges.txt`, or what `tokenizer.json` has of them."""
     special = folder / "special_tokens_map.json"
     said = read_json(special).get("pad_token", pad) if special.is_file() else pad
-    pad = said["content"] if isinstance(said, dict) and "content" in said else said
+    pad = str(said["content"] if isinstance(said, dict) and "content" in said else said)
     if (folder / "vocab.json").is_file() or not (folder / "tokenizer.json").is_file():
         return Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt", length=length, pad=pad)
     model = read_json(folder / "tokenizer.json").get("model", {})
@@ -82,7 +86,9 @@ def open_tokenizer(folder: Path, length: int, pad: str) -> Tokenizer:
         merges = [pair_of(pair) if isinstance(pair, str) else (pair[0], pair[1]) for pair in model["merges"]]
         return Tokenizer(dict(model["vocab"]), merges, length=length, pad=pad)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{folder / 'tokenizer.json'} is not a byte-pair tokenizer: {error!r}") from error
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} is not a byte-pair tokenizer: {error!r}"
+        ) from error
 
 
 def variants(folder: Path, stem: str) -> dict[str, list[Path]]:
@@ -112,5 +118,7 @@ def shards(index: Path) -> list[Path]:
     held = {path.name: set(File.open(path).entries) for path in paths}
     for name, file in where.items():
         if name not in held[Path(file).name]:
-            raise CheckpointError(f"{name} is missing from {index.parent / file}, where {index.name} places it")
+            raise CheckpointError(
+                f"{name} is missing from {index.parent / file}, where {index.name} places it"
+            )
     return paths

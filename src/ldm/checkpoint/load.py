@@ -29,13 +29,15 @@ def load(
     dtype    of the networks. Tensors of that dtype map the file and cost no memory until they are used.
     variant  of a folder's files, such as "fp16", where there are several
     copy     read into memory what would be mapped: for files that may change while they are in use
-    Raises CheckpointError, naming file and key, for whatever cannot be loaded exactly; InputError; DeviceError.
+    Raises CheckpointError, naming file and key, for what cannot be loaded exactly; InputError; DeviceError.
     """
     if source is not None and not isinstance(source, (str, Path)):
         raise InputError(f"source must be a path or None, not {type(source).__name__}")
     path = bundled() if source is None else Path(source).expanduser()
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; give a .safetensors file or a folder with model_index.json")
+        raise CheckpointError(
+            f"{path} does not exist; give a .safetensors file or a folder with model_index.json"
+        )
     check_dtype(dtype)
     target = find_device(device)
     plan = make_plan(path, family, variant)
@@ -82,7 +84,9 @@ def check_finite(tensor: Tensor, name: str) -> None:
     # a sum shows NaN and infinity in one fast pass; only where it does is every value looked at
     if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
-        raise CheckpointError(f"{name} has {bad} values that are not finite; the file is damaged, get it again")
+        raise CheckpointError(
+            f"{name} has {bad} values that are not finite; the file is damaged, get it again"
+        )
 
 
 def extra(parts: tuple[Part, ...], name: str, *, copy: bool) -> Tensor:
@@ -93,5 +97,3 @@ def extra(parts: tuple[Part, ...], name: str, *, copy: bool) -> Tensor:
             file = part.store.file_of(key)
             return file.read(key) if copy else file.view(key)
     raise CheckpointError(f"{name} is in no file")
-
-

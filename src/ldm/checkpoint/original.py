@@ -129,7 +129,7 @@ def flat_blocks(config: UNetConfig) -> Iterator[tuple[str, str]]:
     yield r"conv_in", "input_blocks.0.0"
     n = counter(1)
     for i in range(last + 1):
-        for j, k in zip(range(config.res_blocks), n):
+        for j, k in zip(range(config.res_blocks), n, strict=False):
             yield rf"down\.{i}\.res\.{j}", f"input_blocks.{k}.0"
             yield rf"down\.{i}\.attn\.{j}", f"input_blocks.{k}.1"
         if i < last:
@@ -139,14 +139,14 @@ def flat_blocks(config: UNetConfig) -> Iterator[tuple[str, str]]:
     yield r"mid\.res2", "middle_block.2"
     n = counter()
     for i, depth in enumerate(reversed(config.depth)):
-        for j, k in zip(range(config.res_blocks + 1), n):
+        for j, k in zip(range(config.res_blocks + 1), n, strict=False):
             yield rf"up\.{i}\.res\.{j}", f"output_blocks.{k}.0"
             yield rf"up\.{i}\.attn\.{j}", f"output_blocks.{k}.1"
         yield rf"up\.{i}\.up", f"output_blocks.{k}.{2 if depth else 1}.conv"
 
 
 def vae_rules(config: VAEConfig) -> list[Rule]:
-    """Our names of an autoencoder to this layout's, which counts the decoder's levels from the output side."""
+    """Our names of an autoencoder to this layout's, which counts the decoder's levels from the output."""
     last = len(config.channels) - 1
     return [
         Rule(r"^to_moments", "quant_conv"),
@@ -190,7 +190,7 @@ def extras(family: Family) -> dict[str, Tensor]:
 
 
 def schedule_tables(schedule: Schedule) -> dict[str, Tensor]:
-    """The forward process as float32 tables [T] (Ho et al. 2020, eq. 4 and 7), named as the original code does."""
+    """The forward process as float32 tables [T] (Ho et al. 2020, eq. 4 and 7), by their original names."""
     betas, bar = schedule.betas, schedule.alpha_bar
     before = np.append(1.0, bar[:-1])
     variance = betas * (1 - before) / (1 - bar)

@@ -52,7 +52,7 @@ def make_plan(source: Path, family: str | None = None, variant: str | None = Non
 
 
 def inspect(source: str | Path) -> Report:
-    """What a file or folder is, from its headers alone. Raises CheckpointError for what cannot be read at all."""
+    """What a file or folder is, from its headers alone. Raises CheckpointError for what cannot be read."""
     path = Path(source)
     if not path.is_dir():
         file = File.open(path)
@@ -107,7 +107,9 @@ def folder_plan(folder: Path, name: str | None, variant: str | None) -> Plan:
     dialect = Dialect(prefix, old_vae_attention=any(".query." in key for key in shapes["vae"]))
     rules = {
         "unet": diffusers.unet_rules(family.unet),
-        "vae": diffusers.vae_rules(diffusers.OLD_ATTENTION if dialect.old_vae_attention else diffusers.NEW_ATTENTION),
+        "vae": diffusers.vae_rules(
+            diffusers.OLD_ATTENTION if dialect.old_vae_attention else diffusers.NEW_ATTENTION
+        ),
         "text_encoder": diffusers.text_rules(prefix),
     }
     parts = tuple(part(name, family, rules[name], stores[name]) for name in NETWORKS)
@@ -133,7 +135,9 @@ def choose_family(source: Path, asked: str | None, found: Finding) -> tuple[str,
         raise CheckpointError(f"{source} is not a model that can be loaded: {because}")
     if found.family not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise CheckpointError(f"{source} is of the family {found.family} ({because}); this version loads {known}")
+        raise CheckpointError(
+            f"{source} is of the family {found.family} ({because}); this version loads {known}"
+        )
     if asked is None:
         return found.family, found.reasons
     return asked, [f"the argument family={asked!r}", *found.reasons]
@@ -151,15 +155,19 @@ def check_sizes(source: Path, family: Family) -> None:
     """Raises CheckpointError for sizes of which no network can be built."""
     unet, vae, text = family.unet, family.vae, family.text
     splits = [("UNet", width, unet.groups, "groups") for width in unet.channels]
-    splits += [("UNet", w, unet.heads, "heads") for w, depth in zip(unet.channels, unet.depth, strict=True) if depth]
+    splits += [
+        ("UNet", w, unet.heads, "heads") for w, depth in zip(unet.channels, unet.depth, strict=True) if depth
+    ]
     splits += [("autoencoder", width, vae.groups, "groups") for width in vae.channels]
     splits += [("text encoder", text.width, text.heads, "heads")]
     for network, width, pieces, what in splits:
         if not width or width % pieces:
-            raise CheckpointError(f"{source}: {width} channels of the {network} cannot be split into {pieces} {what}")
+            raise CheckpointError(
+                f"{source}: {width} channels of the {network} cannot be split into {pieces} {what}"
+            )
     if not (unet.res_blocks and vae.res_blocks and text.layers and unet.mid_depth):
         raise CheckpointError(f"{source}: a network has no blocks at all; the file is not complete")
     if text.width != unet.context_dim:
         raise CheckpointError(
-            f"{source}: the UNet attends to tokens {unet.context_dim} wide, but the text encoder's are {text.width}"
+            f"{source}: the UNet attends to {unet.context_dim} wide tokens, the text encoder's are {text.width}"
         )

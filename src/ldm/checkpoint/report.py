@@ -52,7 +52,8 @@ class Report:
             f"  family      {self.family or 'none'} ({'; '.join(self.reasons)})",
             f"  layout      {self.layout}",
             f"  prediction  {self.prediction}",
-            f"  parameters  {self.parameters:,}" + "".join(f"  {name} {n:,}" for name, n in self.parts.items()),
+            f"  parameters  {self.parameters:,}"
+            + "".join(f"  {name} {n:,}" for name, n in self.parts.items()),
             "  dtypes      " + ", ".join(f"{name} × {n}" for name, n in sorted(self.dtypes.items())),
         ]
         for title in ("missing", "unexpected", "mismatched", "ignored"):
@@ -62,13 +63,18 @@ class Report:
 
     @property
     def problems(self) -> str:
-        """One sentence on everything that keeps the model from being loaded exactly; empty if nothing does."""
+        """One sentence on what keeps the model from being loaded exactly; empty if nothing does."""
         kinds = ("missing", "unexpected", "mismatched")
         return "; ".join(f"{kind}: {summary(names)}" for kind in kinds if (names := getattr(self, kind)))
 
 
 def compare(
-    source: Path, layout: str, family: Family, parts: Sequence[Part], ignored: Sequence[str], reasons: list[str]
+    source: Path,
+    layout: str,
+    family: Family,
+    parts: Sequence[Part],
+    ignored: Sequence[str],
+    reasons: list[str],
 ) -> Report:
     """Every key of every network against every tensor of the files."""
     missing, mismatched, used = [], [], set()

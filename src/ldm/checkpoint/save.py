@@ -22,7 +22,9 @@ from ldm.pipeline import Dialect, Origin, Pipeline, check_dtype
 LAYOUTS = ("original", "diffusers")
 
 
-def save(pipe: Pipeline, path: str | Path, layout: str | None = None, dtype: torch.dtype | None = None) -> None:
+def save(
+    pipe: Pipeline, path: str | Path, layout: str | None = None, dtype: torch.dtype | None = None
+) -> None:
     """Write a pipeline's model. Saving over the file it was loaded from is safe.
 
     layout  "original", one safetensors file; "diffusers", a folder; None: that of the source, else "original"
@@ -151,7 +153,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         new.rename(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from error
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror or error}; nothing was changed"
+        ) from error
     finally:
         if old.is_dir() and not path.exists():
             old.rename(path)
@@ -167,4 +171,3 @@ def keep_others(old: Path, new: Path) -> None:
         if source.is_file() and not target.exists() and source not in superseded:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-

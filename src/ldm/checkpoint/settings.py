@@ -35,13 +35,17 @@ def from_json(text: str, source: str) -> Family:
     """The inverse of `to_json`. Raises CheckpointError naming the source."""
     try:
         said = json.loads(text)
-        parts = {
+        builders: dict[str, Any] = {"unet": UNetConfig, "vae": VAEConfig, "text": CLIPConfig}
+        parts: dict[str, Any] = {
             part: build(**{name: tuple(x) if isinstance(x, list) else x for name, x in said[part].items()})
-            for part, build in (("unet", UNetConfig), ("vae", VAEConfig), ("text", CLIPConfig))
+            for part, build in builders.items()
         }
         schedule = Schedule(**(said["schedule"] | {"law": LAWS[said["schedule"]["law"]]}))
-        functions = {"prediction": PREDICTIONS[said["prediction"]], "spacing": SPACINGS[said["spacing"]]}
-        plain = {field: said[field] for field in PLAIN}
+        functions: dict[str, Any] = {
+            "prediction": PREDICTIONS[said["prediction"]],
+            "spacing": SPACINGS[said["spacing"]],
+        }
+        plain: dict[str, Any] = {field: said[field] for field in PLAIN}
         return replace(family_named(said["name"]), schedule=schedule, **parts, **functions, **plain)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source}: the metadata {KEY} is damaged ({error}); pass family=…") from error

@@ -1,4 +1,6 @@
-"""The CLIP text encoder: token ids to the hidden states that the UNet attends to (Radford et al. 2021, sec. 2.4)."""
+"""The CLIP text encoder: token ids to the states that the UNet attends to (Radford et al. 2021, sec. 2.4)."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class TextEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: byte-pair encoding over cleaned, lower-cased text (Sennrich et al. 2016; Radford et al. 2021).
+"""CLIP's tokenizer: byte-pair encoding over cleaned, lower-cased text (Sennrich et al. 2016).
 
     text -> cleaned text -> words -> bytes of each word, one character a byte -> merged pairs -> ids
 
@@ -38,14 +38,16 @@ class Tokenizer:
     def __init__(self, vocab: dict[str, int], merges: Sequence[Pair], *, length: int = 77, pad: str = END):
         for piece in (START, END, pad):
             if piece not in vocab:
-                raise CheckpointError(f"the vocabulary has no piece {piece!r}, so it is not a CLIP vocabulary")
+                raise CheckpointError(
+                    f"the vocabulary has no piece {piece!r}, so it is not a CLIP vocabulary"
+                )
         self.vocab, self.merges, self.length, self.pad = vocab, list(merges), length, pad
         self.rank = {pair: i for i, pair in enumerate(merges)}
         self._pieces = cache(self._merge)
 
     @classmethod
     def openai(cls, *, length: int = 77, pad: str = END) -> "Tokenizer":
-        """The tokenizer of every official model, from the vocabulary in this package (OpenAI, MIT licence)."""
+        """The tokenizer of every official model, from the vocabulary in this package (OpenAI, MIT)."""
         packed = resources.files("ldm.clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
         # the file lists more merges than CLIP was trained with: 49408 ids less 512 bytes and 2 specials
         lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : 49408 - 512 - 2 + 1]
@@ -63,9 +65,13 @@ class Tokenizer:
             lines = Path(merges).read_text("utf-8").strip().split("\n")[1:]
             pairs = [pair_of(line) for line in lines]
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{vocab} and {merges} cannot be read as a CLIP vocabulary: {error}") from error
+            raise CheckpointError(
+                f"{vocab} and {merges} cannot be read as a CLIP vocabulary: {error}"
+            ) from error
         if not isinstance(ids, dict) or not all(isinstance(i, int) for i in ids.values()):
-            raise CheckpointError(f"{vocab} must be one JSON object of piece: id; copy it from the model again")
+            raise CheckpointError(
+                f"{vocab} must be one JSON object of piece: id; copy it from the model again"
+            )
         return cls(ids, pairs, length=length, pad=pad)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
@@ -139,7 +145,11 @@ def clean(text: str) -> str:
 @cache
 def byte_characters() -> dict[int, str]:
     """A printable character for each byte, so that pieces can be written in a text file."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 

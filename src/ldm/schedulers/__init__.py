@@ -1,7 +1,7 @@
 """The forward and the reverse process. Nothing here knows a network: a solver is handed a function."""
 
 from ldm.schedulers.forward import CLEAN, Level, Levels, Schedule, linear, scaled_linear
-from ldm.schedulers.prediction import EPS, V, X0, Prediction
+from ldm.schedulers.prediction import EPS, X0, Prediction, V
 from ldm.schedulers.reverse import ancestral, step
 from ldm.schedulers.samplers import Sampler, sampler
 

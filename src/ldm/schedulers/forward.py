@@ -1,6 +1,6 @@
 """The forward process: how an image becomes noise (Ho et al. 2020, eq. 4; Kingma et al. 2021, eq. 1).
 
-    q(x_t | x_0) = N(alpha_t x_0, sigma_t² I)          x_t = alpha_t x_0 + sigma_t eps,   alpha² + sigma² = 1
+q(x_t | x_0) = N(alpha_t x_0, sigma_t² I)          x_t = alpha_t x_0 + sigma_t eps,   alpha² + sigma² = 1
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Level(NamedTuple):
 
     @property
     def lam(self) -> float:
-        """Half the log signal-to-noise ratio, lambda = log(alpha / sigma); infinite where there is no noise."""
+        """Half the log signal-to-noise ratio, lambda = log(alpha / sigma); infinite without noise."""
         return log(self.alpha / self.sigma) if self.sigma else inf
 
     @property
@@ -38,7 +38,7 @@ CLEAN = Level(t=0.0, alpha=1.0, sigma=0.0)
 
 
 class Levels(NamedTuple):
-    """A level for each item of a batch; the same letters as `Level`, as tensors that broadcast over [b c h w]."""
+    """A level for each item of a batch: the letters of `Level` as tensors that broadcast over [b c h w]."""
 
     t: Tensor  # [b]
     alpha: Tensor  # [b 1 1 1]

@@ -16,7 +16,7 @@ Spacing = Callable[[Schedule, int, Level], Path]
 
 
 def leading(schedule: Schedule, steps: int, end: Level = CLEAN, offset: int = 1) -> Path:
-    """t = offset, offset + k, offset + 2k, … with k = T // steps (Song et al. 2021; Stable Diffusion's offset is 1).
+    """t = offset, offset + k, offset + 2k, … with k = T // steps (Song et al. 2021; Stable Diffusion: 1).
 
     The noisiest level, T - 1, is left out: a known flaw of the original code (Lin et al. 2024, table 2).
     """

@@ -14,7 +14,7 @@ from ldm.unet.config import UNetConfig
 
 
 class Transformer(nn.Module):
-    """`depth` transformer blocks over the pixels of x [b c h w] with context [b m c'], and a skip around them."""
+    """`depth` transformer blocks over the pixels of x [b c h w] with context [b m c'], and a skip."""
 
     def __init__(self, config: UNetConfig, dim: int, depth: int):
         super().__init__()

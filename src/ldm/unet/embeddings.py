@@ -1,6 +1,6 @@
 """How the network is told the noise level.
 
-    emb(t) = [cos(t w_0), …, cos(t w_{d/2-1}), sin(t w_0), …],      w_i = 10000^(-2i/d)
+emb(t) = [cos(t w_0), …, cos(t w_{d/2-1}), sin(t w_0), …],      w_i = 10000^(-2i/d)
 """
 
 import math

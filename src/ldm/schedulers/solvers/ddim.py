@@ -1,7 +1,7 @@
 """DDIM: x0 is what the network says. One solver under four names.
 
-    DDIM  = Euler            eta = 0: the first is written for x, the second for x / alpha
-    DDPM  = Euler ancestral  eta = 1: the same noise is drawn afresh, the paths differ
+DDIM  = Euler            eta = 0: the first is written for x, the second for x / alpha
+DDPM  = Euler ancestral  eta = 1: the same noise is drawn afresh, the paths differ
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,0 +1,1 @@
+"""Triton kernels for the UNet's hot loop; imported only when asked for."""

@@ -1,0 +1,131 @@
+"""The command `ldm`: draw an image, or look at a model, from a shell."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from PIL import Image
+
+import ldm
+from ldm.errors import InputError, LdmError
+from ldm.image import write
+from ldm.schedulers.samplers import SAMPLERS
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse with one sentence instead of the usage text before an error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 2 for bad input (one sentence on stderr), 130 for Ctrl-C."""
+    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except LdmError as error:
+        print(f"ldm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ldm: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> Parser:
+    """The arguments of every subcommand."""
+    top = Parser(prog="ldm", description="Latent diffusion: images from text.")
+    top.add_argument("--version", action="version", version=f"ldm {ldm.__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+    draw = commands.add_parser("sample", help="draw images of a prompt")
+    draw.set_defaults(run=sample)
+    draw.add_argument("prompt")
+    draw.add_argument(
+        "-o", "--out", default="out.png", metavar="OUT.png", help="file to write (default: %(default)s)"
+    )
+    draw.add_argument("--model", metavar="SOURCE", help="file or folder (default: the model in the package)")
+    draw.add_argument("--negative", metavar="TEXT", help="what to stay away from")
+    draw.add_argument("--steps", type=int, metavar="N")
+    draw.add_argument("--guidance", type=float, metavar="W")
+    draw.add_argument("--size", type=size, metavar="WxH", help="pixels, such as 512x768")
+    draw.add_argument("--seed", type=int, metavar="S")
+    draw.add_argument("-n", type=int, default=1, metavar="N", help="images; more than one are numbered files")
+    draw.add_argument("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
+    draw.add_argument("--image", metavar="FILE", help="picture to start from")
+    draw.add_argument(
+        "--strength", type=float, default=0.8, metavar="X", help="how far from it, 0 to 1 (default: 0.8)"
+    )
+    draw.add_argument("--mask", metavar="FILE", help="with --image: repaint only where this is white")
+    draw.add_argument("--device", default="cpu", metavar="D")
+    draw.add_argument("--dtype", choices=DTYPES, default="fp32")
+
+    look = commands.add_parser("inspect", help="say what a model file or folder is")
+    look.set_defaults(run=inspect)
+    look.add_argument("source")
+    return top
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Draw images and write them, each with its parameters inside."""
+    out = Path(options.out)
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"--out {out} must end in .png, .jpg or .webp")
+    if not out.parent.is_dir():
+        raise InputError(f"--out: {out.parent} is not a folder; make it first")
+    if options.mask and not options.image:
+        raise InputError("--mask needs --image, the picture to repaint")
+    width, height = options.size or (None, None)
+    image, mask = picture("--image", options.image), picture("--mask", options.mask)
+    pipe = ldm.load(options.model, dtype=DTYPES[options.dtype], device=options.device)
+    result = pipe(
+        options.prompt,
+        options.negative,
+        height=height,
+        width=width,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        num_images_per_prompt=options.n,
+        seed=options.seed,
+        sampler=options.sampler,
+        image=image,
+        mask_image=mask,
+        strength=options.strength,
+    )
+    for i, drawn in enumerate(result):
+        path = out if len(result) == 1 else out.with_stem(f"{out.stem}-{i + 1}")
+        write(drawn, path)
+        print(path)
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Print what a source is."""
+    print(ldm.inspect(options.source))
+
+
+def size(text: str) -> tuple[int, int]:
+    """`512x768` -> (512, 768)."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"size {text!r} must look like 512x768")
+    return int(width), int(height)
+
+
+def picture(option: str, path: str | None) -> Image.Image | None:
+    """A picture read completely."""
+    if path is None:
+        return None
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{option} {path} cannot be read as a picture: {error}") from error
