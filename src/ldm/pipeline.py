@@ -69,6 +69,11 @@ class Pipeline:
         """Where the UNet is."""
         return self.unet.conv_in.weight.device
 
+    def __repr__(self) -> str:
+        count = sum(weight.numel() for network in self.networks() for weight in network.parameters())
+        dtype = self.unet.conv_in.weight.dtype
+        return f"Pipeline({self.family.name}, {count:,} parameters, {dtype}, {self.device})"
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move and convert all networks in place; returns self. Raises DeviceError and InputError."""
         target = find_device(device if device is not None else self.device)
@@ -102,7 +107,7 @@ class Pipeline:
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None = None,
         *,
         height: int | None = None,
@@ -228,6 +233,8 @@ def find_device(device: torch.device | str) -> torch.device:
     except (RuntimeError, TypeError, AssertionError, ValueError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise DeviceError(f"device {device!r} cannot be used: {reason}; try device='cpu'") from error
+    if found.type == "meta":
+        raise DeviceError("device 'meta' holds no values, so it cannot be sampled on; try device='cpu'")
     return found
 
 

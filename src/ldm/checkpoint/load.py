@@ -29,6 +29,7 @@ def load(
     dtype    of the networks. Tensors of that dtype map the file and cost no memory until they are used.
     variant  of a folder's files, such as "fp16", where there are several
     copy     read into memory what would be mapped: for files that may change while they are in use
+    The networks are in evaluation mode and frozen; to train one, `pipe.unet.train().requires_grad_(True)`.
     Raises CheckpointError, naming file and key, for what cannot be loaded exactly; InputError; DeviceError.
     """
     if source is not None and not isinstance(source, (str, Path)):
@@ -66,7 +67,7 @@ def bundled() -> Path:
 
 
 def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) -> Any:
-    """A part's network with the weights of its files, in evaluation mode."""
+    """A part's network with the weights of its files, for evaluation."""
     state = {}
     for ours, source in part.table.items():
         file = part.store.file_of(source.key)
@@ -76,13 +77,13 @@ def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) ->
         check_finite(theirs, f"{file.path}: {source.key}")
         state[ours] = source.load(theirs).to(device=device, dtype=dtype)
     part.model.load_state_dict(state, strict=True, assign=True)
-    return part.model.eval()
+    return part.model.eval().requires_grad_(False)
 
 
 def check_finite(tensor: Tensor, name: str) -> None:
     """Raises CheckpointError naming a tensor with values that are not finite."""
-    # a sum shows NaN and infinity in one fast pass; only where it does is every value looked at
-    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+    # a sum shows NaN and infinity in one fast pass, but may overflow itself; only then is every value looked at
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
             f"{name} has {bad} values that are not finite; the file is damaged, get it again"

@@ -169,5 +169,5 @@ def check_sizes(source: Path, family: Family) -> None:
         raise CheckpointError(f"{source}: a network has no blocks at all; the file is not complete")
     if text.width != unet.context_dim:
         raise CheckpointError(
-            f"{source}: the UNet attends to {unet.context_dim} wide tokens, the text encoder's are {text.width}"
+            f"{source}: the UNet hears tokens {unet.context_dim} wide, the text encoder's are {text.width}"
         )

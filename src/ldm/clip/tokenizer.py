@@ -9,7 +9,7 @@ import gzip
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -43,7 +43,7 @@ class Tokenizer:
                 )
         self.vocab, self.merges, self.length, self.pad = vocab, list(merges), length, pad
         self.rank = {pair: i for i, pair in enumerate(merges)}
-        self._pieces = cache(self._merge)
+        self._pieces = lru_cache(maxsize=2**16)(self._merge)
 
     @classmethod
     def openai(cls, *, length: int = 77, pad: str = END) -> "Tokenizer":
