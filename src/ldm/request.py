@@ -5,8 +5,10 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -130,7 +132,7 @@ def seeds(value: Any, count: int) -> list[int]:
     """One seed per image: seed + i from an int, drawn afresh from None."""
     if value is None:
         return torch.randint(2**31, (count,), generator=fresh()).tolist()
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, range, np.ndarray)):
         if len(value) != count:
             raise InputError(
                 f"seed has {len(value)} numbers for {count} images; give one int, or one per image"
@@ -189,7 +191,7 @@ def whole(name: str, value: Any, most: int, default: int | None = None, least: i
 def number(name: str, value: Any, default: float) -> float:
     """A finite number; None is the default."""
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise InputError(f"{name} must be a finite number, not {value!r}")
     return float(value)
 

@@ -82,7 +82,7 @@ def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) ->
 
 def check_finite(tensor: Tensor, name: str) -> None:
     """Raises CheckpointError naming a tensor with values that are not finite."""
-    # a sum shows NaN and infinity in one fast pass, but may overflow itself; only then is every value looked at
+    # a sum shows NaN and infinity in one fast pass; it may overflow itself, so then every value is looked at
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
