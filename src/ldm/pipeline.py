@@ -90,12 +90,14 @@ class Pipeline:
         return self.vae.encode(images.to(self.device, self.vae.to_moments.weight.dtype)).float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [b c h w] -> images [b 3 H W] in [-1, 1], float32."""
+        """Latents [b c h w] -> images [b 3 H W] in [-1, 1], float32. Raises NumericError if not finite."""
         weight = self.vae.to_moments.weight
         *_, h, w = latents.shape
         chunk = max(1, 64 * 64 // (h * w))  # small pictures together, large ones one by one
         parts = latents.to(weight.device, weight.dtype).split(chunk)
-        return torch.cat([self.vae.decode(part).float() for part in parts]).clamp(-1, 1)
+        images = torch.cat([self.vae.decode(part).float() for part in parts])
+        check_finite([torch.isfinite(images).all()], "decoding")  # before clamping, which hides infinity
+        return images.clamp(-1, 1)
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """What the UNet hears of prompts; each different prompt is encoded once."""
@@ -173,10 +175,11 @@ class Pipeline:
         if latents is not None:
             latents = start_latents(latents, (len(request.seeds), *shape)).to(self.device)
         path = request.sampler.path(family.schedule, request.steps, family.spacing, family.last)
+        path = path if original is None else shorten(path, request.strength)
         denoise: Denoise = self.denoiser(request)
         x = noise() if latents is None else latents
         if original is not None:
-            path, z = shorten(path, request.strength), self.encode(original)
+            z = self.encode(original)
             x = noised(z, x, path)
             denoise = denoise if mask is None else knowing(denoise, z, latent_mask(mask, factor))
         steps = request.sampler.solve(denoise, x, path, noise)
@@ -194,7 +197,6 @@ class Pipeline:
         images: Any = None
         if request.output != "latent":
             images = self.decode(x)
-            check_finite([torch.isfinite(images).all()], "decoding")
             if original is not None and mask is not None:
                 images = paste(images, original, mask)
             images = to_unit(images)
@@ -205,11 +207,13 @@ class Pipeline:
 
 def run(steps: Iterator, total: int, callback: Callback | None, progress: bool) -> Tensor:
     """Walk the steps to the last latent, telling the callback and one progress bar."""
-    from tqdm.auto import tqdm
+    if progress:
+        from tqdm.auto import tqdm
 
+        steps = tqdm(steps, total=total, desc="sampling")
     finite = []
     x = torch.empty(0)
-    for i, (level, (x, x0)) in enumerate(tqdm(steps, total=total, disable=not progress, desc="sampling")):
+    for i, (level, (x, x0)) in enumerate(steps):
         finite.append(torch.isfinite(x).all())  # read after the loop: a look inside would halt a GPU
         if callback is not None:
             callback(i, level, x, x0)

@@ -70,6 +70,7 @@ def read(
     times = whole("num_images_per_prompt", num_images_per_prompt, MOST_IMAGES)
     prompts = texts("prompt", prompt)
     negatives = per_prompt(negative_prompt, len(prompts))
+    chosen = family.sampler if chosen is None else chosen
     count = len(prompts) * times
     if count > MOST_IMAGES:
         raise InputError(f"{count} images in one call are more than {MOST_IMAGES}; split the prompts")
@@ -80,7 +81,7 @@ def read(
         **size(family, height, width),
         steps=whole("num_inference_steps", num_inference_steps, family.schedule.steps, family.steps),
         guidance=number("guidance_scale", guidance_scale, family.guidance),
-        sampler=chosen if isinstance(chosen, Sampler) else sampler(chosen or family.sampler),
+        sampler=chosen if isinstance(chosen, Sampler) else sampler(chosen),
         strength=share("strength", strength),
         output=one_of("output_type", output_type, OUTPUTS),
     )
@@ -191,14 +192,17 @@ def whole(name: str, value: Any, most: int, default: int | None = None, least: i
 def number(name: str, value: Any, default: float) -> float:
     """A finite number; None is the default."""
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise InputError(f"{name} must be a finite number, not {value!r}")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number beyond all floats
+        pass
+    raise InputError(f"{name} must be a finite number, not {value!r}")
 
 
 def share(name: str, value: Any) -> float:
     """A number in (0, 1]."""
-    if not 0 < (value := number(name, value, 1.0)) <= 1:
+    if not 0 < (value := number(name, value, 0.8)) <= 1:
         raise InputError(f"{name} must be more than 0 and at most 1, not {value}")
     return value
 

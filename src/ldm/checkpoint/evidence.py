@@ -21,9 +21,8 @@ def vote(shapes: Shapes, pattern: str, axis: int = 0) -> int:
         shape[axis] for key, shape in shapes.items() if re.fullmatch(pattern, key) and len(shape) > axis
     )
     if not sizes:
-        raise CheckpointError(
-            f"there is no tensor like {pattern}, from which the size of the network is read"
-        )
+        name = pattern.replace("\\.", ".")
+        raise CheckpointError(f"there is no tensor like {name}, from which the size of the network is read")
     return sizes.most_common(1)[0][0]
 
 

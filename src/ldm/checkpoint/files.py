@@ -141,7 +141,7 @@ def read_entry(path: Path, name: str, value: Any, data: int) -> Entry:
             raise ValueError("a size or offset is no whole number")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header's line for {name} is damaged ({error!r})") from error
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
             f"{path}: {name} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}"
         )

@@ -53,6 +53,8 @@ def make_plan(source: Path, family: str | None = None, variant: str | None = Non
 
 def inspect(source: str | Path) -> Report:
     """What a file or folder is, from its headers alone. Raises CheckpointError for what cannot be read."""
+    if not isinstance(source, (str, Path)):
+        raise InputError(f"source must be a str or a Path, not {type(source).__name__}")
     path = Path(source)
     if not path.is_dir():
         file = File.open(path)

@@ -36,6 +36,8 @@ def save(
     if layout not in LAYOUTS:
         raise InputError(f"layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
     dtype = None if dtype is None else check_dtype(dtype)
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"path must be a str or a Path, not {type(path).__name__}")
     path = Path(path).expanduser()
     if not path.parent.is_dir():
         raise CheckpointError(f"{path.parent} is not a folder; make it first")

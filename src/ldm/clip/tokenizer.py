@@ -72,6 +72,8 @@ class Tokenizer:
             raise CheckpointError(
                 f"{vocab} must be one JSON object of piece: id; copy it from the model again"
             )
+        if not pairs and len(ids) > len(vocabulary([])):
+            raise CheckpointError(f"{merges} has no merges, but {vocab} has merged pieces; copy it again")
         return cls(ids, pairs, length=length, pad=pad)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:

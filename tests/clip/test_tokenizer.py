@@ -1,0 +1,107 @@
+"""Laws of the tokenizer that need no reference."""
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ldm.checkpoint.save import write_tokenizer
+from ldm.clip import Tokenizer
+from ldm.clip.tokenizer import END, START, byte_characters, clean, join, vocabulary
+from ldm.errors import CheckpointError
+
+MERGES = Tokenizer.openai().merges[:300]
+SMALL = {n: Tokenizer(vocabulary(MERGES), MERGES, length=n) for n in (2, 20, 77)}
+
+
+@pytest.fixture(scope="module")
+def openai():
+    return Tokenizer.openai()
+
+
+def test_openai_vocabulary_has_clips_size_and_order(openai):
+    ids = openai.vocab
+    assert len(ids) == 49408 and sorted(ids.values()) == list(range(49408))
+    assert (ids["!"], ids["!</w>"], ids["<|startoftext|>"], ids["<|endoftext|>"]) == (0, 256, 49406, 49407)
+
+
+def test_every_byte_has_its_own_character():
+    characters = byte_characters()
+    assert sorted(characters) == list(range(256)) and len(set(characters.values())) == 256
+    assert not any(character.isspace() for character in characters.values())
+
+
+@given(st.text(max_size=40))
+def test_pieces_spell_the_cleaned_text(openai, text):
+    byte_of = {character: byte for byte, character in byte_characters().items()}
+    stems = "".join(piece.removesuffix("</w>") for piece in openai.pieces(text.replace("<|", "")))
+    spelt = bytes(byte_of[c] for c in stems).decode("utf-8")
+    assert spelt == "".join(clean(text.replace("<|", "")).split())
+
+
+@given(ids=st.lists(st.integers(0, 700), max_size=120))
+@pytest.mark.parametrize("length", [2, 20, 77])
+def test_a_row_is_start_what_fits_end_and_padding(length, ids):
+    row = Tokenizer.fit(SMALL[length], ids)
+    kept = ids[: length - 2]
+    start, end = SMALL[length].vocab[START], SMALL[length].vocab[END]
+    assert row == [start, *kept, *[end] * (length - 1 - len(kept))]
+
+
+def test_a_long_prompt_is_cut_and_the_loss_is_told(openai, caplog):
+    with caplog.at_level(logging.WARNING, "ldm"):
+        row = openai(["cat " * 75 + "and a lost café"])
+    assert row.shape == (1, 77) and row[0, -1] == 49407
+    assert "79 tokens and 75 fit" in caplog.text and "and a lost café" in caplog.text
+
+
+def test_a_prompt_that_fits_is_quiet(openai, caplog):
+    openai(["cat " * 75])
+    assert not caplog.text
+
+
+def test_no_prompts_give_no_rows(openai):
+    assert openai([]).shape == (0, 77)
+
+
+def test_files_are_read_byte_for_byte(openai, tmp_path):
+    write_tokenizer(tmp_path, openai)
+    read = Tokenizer.from_files(tmp_path / "vocab.json", tmp_path / "merges.txt")
+    assert read.vocab == openai.vocab and read.merges == openai.merges
+    again = tmp_path / "again"
+    write_tokenizer(again, read)
+    for name in ("vocab.json", "merges.txt"):
+        assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_unknown_pieces_become_the_end_token():
+    tokenizer = Tokenizer({"a</w>": 0, START: 1, "<|endoftext|>": 2}, [])
+    assert tokenizer.encode("a b") == [0, 2]
+
+
+def test_pairs_are_joined_from_the_left():
+    assert join(("a", "a", "a"), ("a", "a")) == ("aa", "a")
+    assert join(("a", "b", "c", "a", "b"), ("a", "b")) == ("ab", "c", "ab")
+
+
+@pytest.mark.parametrize(
+    ("vocab", "merges"),
+    [
+        ("{", "#v\na b"),
+        ("[]", "#v\na b"),
+        ('{"a": "x"}', "#v\na b"),
+        ('{"a": 1}', "#v\na b"),
+        ("{}", "#v\nabc"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(tmp_path, vocab, merges):
+    (tmp_path / "vocab.json").write_text(vocab)
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(CheckpointError):
+        Tokenizer.from_files(tmp_path / "vocab.json", tmp_path / "merges.txt")
+
+
+def test_missing_files_are_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"vocab\.json"):
+        Tokenizer.from_files(tmp_path / "vocab.json", tmp_path / "merges.txt")

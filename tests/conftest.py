@@ -1,0 +1,43 @@
+"""What all tests share: small models, made once."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+import ldm
+from tests import tiny
+
+settings.register_profile("ldm", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("ldm")
+
+
+@pytest.fixture(scope="session")
+def pipe() -> ldm.Pipeline:
+    """A small model; tests must leave it as it is."""
+    return tiny.make()
+
+
+@pytest.fixture(scope="session")
+def bare_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with OpenAI's vocabulary in one file; the tensors alone tell all about it."""
+    path = tmp_path_factory.mktemp("bare") / "bare.safetensors"
+    merges = ldm.clip.Tokenizer.openai().merges
+    ldm.save(tiny.make(tiny.BARE, merges=merges), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def file(pipe: ldm.Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model as one file."""
+    path = tmp_path_factory.mktemp("file") / "tiny.safetensors"
+    ldm.save(pipe, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def folder(pipe: ldm.Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model as a folder."""
+    path = tmp_path_factory.mktemp("folder") / "tiny"
+    ldm.save(pipe, path, layout="diffusers")
+    return path

@@ -1,0 +1,111 @@
+"""The rooms of the house and who looks into whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ldm
+
+SOURCE = Path(ldm.__file__).parent
+# room -> the rooms it may import from; what is not written is forbidden
+MAY = {
+    "errors": set(),
+    "noise": set(),
+    "attention": set(),
+    "layers": {"attention"},
+    "image": {"errors"},
+    "schedulers": {"errors"},
+    "vae": {"attention", "layers"},
+    "unet": {"attention", "layers"},
+    "clip": {"attention", "layers", "errors"},
+    "families": {"clip.config", "unet.config", "vae.config", "schedulers", "errors"},
+    "conditioning": {"clip", "families", "errors"},
+    "denoiser": {"conditioning", "schedulers", "unet"},
+    "tasks": {"schedulers", "errors"},
+    "request": {"families", "schedulers", "errors"},
+    "result": {"image"},
+    "pipeline": {
+        "clip",
+        "conditioning",
+        "denoiser",
+        "errors",
+        "families",
+        "image",
+        "noise",
+        "request",
+        "result",
+        "schedulers",
+        "tasks",
+        "unet",
+        "vae",
+    },
+    "checkpoint": {"clip", "errors", "families", "pipeline", "schedulers", "unet", "vae"},
+}
+
+
+def imports(path):
+    """What a module of ours imports from this library, without its first name."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names = [node.module]
+        yield from (name.removeprefix("ldm.") for name in names if name.startswith("ldm."))
+
+
+def room_of(path):
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted(SOURCE.rglob("*.py")) if room_of(path) in MAY]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_room_looks_only_where_it_may(path):
+    room = room_of(path)
+    allowed = {room, *MAY[room]}
+    for name in imports(path):
+        assert any(name == door or name.startswith(door + ".") for door in allowed), f"{room} imports {name}"
+
+
+def test_every_room_is_on_the_plan():
+    doors = {"__init__", "__main__", "cli", "training", "bundled"}
+    rooms = {room_of(path) for path in SOURCE.rglob("*.py")}
+    assert rooms - doors == set(MAY)
+
+
+def test_the_plan_has_no_circle():
+    order = list(MAY)
+    for room, others in MAY.items():
+        assert all(order.index(other.split(".")[0]) < order.index(room) for other in others)
+
+
+def test_nothing_inside_imports_the_door():
+    for path in FILES:
+        assert not {"cli", "__main__"} & set(imports(path))
+
+
+@pytest.mark.parametrize("statement", ["import ldm", "import ldm.cli", "import ldm; ldm.families()"])
+def test_importing_the_library_imports_no_other_implementation(statement):
+    others = {"transformers", "diffusers", "triton", "k_diffusion", "accelerate", "matplotlib"}
+    code = f"{statement}; import sys; print(sorted({others} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+
+
+def test_randomness_is_drawn_in_one_place():
+    """Outside noise.py (and the seeds of request.py) nothing draws random numbers."""
+    for path in SOURCE.rglob("*.py"):
+        text = path.read_text("utf-8")
+        if room_of(path) not in ("noise", "training"):
+            assert "torch.randn" not in text and "torch.rand(" not in text, path
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_rooms_are_small(path):
+    assert len(path.read_text("utf-8").splitlines()) <= 250
