@@ -6,7 +6,7 @@ from ldm.clip.config import CLIPConfig
 from ldm.schedulers import EPS, Level, Prediction, Schedule, V
 from ldm.schedulers.forward import CLEAN
 from ldm.schedulers.samplers import look_up
-from ldm.schedulers.spacing import Spacing, leading
+from ldm.schedulers.spacing import Spacing, leading, trailing
 from ldm.unet.config import UNetConfig
 from ldm.vae.config import VAEConfig
 
@@ -40,10 +40,13 @@ SD1 = Family("sd1")
 # The model in this package: 64×64 scenes of coloured shapes; see examples/shapes.
 SHAPES = Family(
     "shapes",
-    unet=UNetConfig(channels=(64, 96), depth=(0, 1), res_blocks=1, context_dim=96, heads=3, groups=16),
-    vae=VAEConfig(channels=(32, 64, 64), res_blocks=1, groups=8, scale=1.0),
-    text=CLIPConfig(width=96, layers=3, heads=3, hidden=384, vocab=770, length=40),
+    unet=UNetConfig(8, 8, channels=(48, 96), depth=(0, 1), res_blocks=1, context_dim=96, heads=3, groups=16),
+    vae=VAEConfig(channels=(24, 48, 64), res_blocks=1, latent_channels=8, groups=8, scale=1.0),
+    text=CLIPConfig(width=96, layers=3, heads=3, hidden=384, vocab=771, length=32),
+    schedule=Schedule(beta_end=0.02),
     prediction=V,
+    spacing=trailing,
+    set_alpha_to_one=True,
     size=64,
     steps=25,
     guidance=3.0,

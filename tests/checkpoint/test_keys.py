@@ -151,12 +151,13 @@ def test_each_key_is_missed_whatever_is_wrong_with_it(header, needed, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_key_of_the_published_file_is_missed(tmp_path, monkeypatch, fault):
+def test_keys_of_the_published_file_are_missed(tmp_path, monkeypatch, fault):
+    """Every sixteenth key, others for each fault."""
     tiny.swift(monkeypatch)
     names = [name for name in manifest() if name.startswith(("model.diff", "first_stage_", "cond_stage_"))]
     names = [name for name in names if not name.endswith("position_ids")]
-    path = tmp_path / "a.safetensors"
-    assert [key for key in names if not refused(path, manifest(), key, fault)] == []
+    path, first = tmp_path / "a.safetensors", FAULTS.index(fault)
+    assert [key for key in names[first::16] if not refused(path, manifest(), key, fault)] == []
 
 
 def test_a_faulty_model_is_not_loaded(header, tmp_path, needed):
