@@ -1,4 +1,4 @@
-"""The pictures of README, drawn by the bundled model: `python examples/make_pictures.py` writes them to docs/."""
+"""The pictures of README, by the bundled model: `python examples/make_pictures.py` writes them to docs/."""
 
 from pathlib import Path
 

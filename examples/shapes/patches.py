@@ -57,7 +57,7 @@ def set_encoder(vae: VAE, projection: Projection) -> None:
     """Weights with which the encoder computes the projection, and nothing else.
 
     Two strided convolutions gather a patch into 48 channels, a 1 x 1 convolution projects them. The last
-    GroupNorm and SiLU are made straight lines: constants of +-CALM in each group fix its statistics, and a shift
+    GroupNorm and SiLU are made straight: constants of +-CALM in each group fix its statistics, and a shift
     by LIFT keeps the SiLU where it is the identity. What is left of them is a mean error of 0.0001.
     """
     encoder, k = vae.encoder, vae.config.latent_channels
