@@ -46,7 +46,7 @@ class Recipe:
     blur: float = 0.1  # the most noise on latents, in standard deviations, while the decoder is trained
     decoder_batch: int = 8
     batch: int = 32
-    plain_steps: int = 2400  # first steps, on shapes of one kind and colour: words are easier to learn
+    plain_steps: int = 6000  # first steps, on shapes of one kind and colour: words are easier to learn
     drop: float = 0.1  # how often the prompt is left empty, for guidance
     decoder_plan: Plan = field(default_factory=lambda: Plan(minutes=15, lr=1.5e-3))
     plan: Plan = field(default_factory=lambda: Plan(minutes=75, lr=1e-3, ema=0.998))
@@ -169,7 +169,7 @@ def painter_loss(
         x0 = latents[torch.from_numpy(picks)].float()
         eps = torch.randn(x0.shape, generator=generator)
         u = (rng.permutation(recipe.batch) + rng.random(recipe.batch)) / recipe.batch
-        t = SCHEDULE.steps * u**0.75  # more of the high noise, where the text decides
+        t = SCHEDULE.steps * u**0.5  # more of the high noise, where the text decides
         whole = (x0, eps, torch.from_numpy(t).long(), tokenizer(texts))
         each = split(device, *(value.to(device) for value in whole))
         return [lambda values=values: part(*values) for values in each]
