@@ -17,7 +17,7 @@ from tests.tiny import DATA
 
 FIGURES = json.loads((DATA / "schedulers.json").read_text())
 CASES = {case["id"]: case for case in FIGURES["cases"]}
-# The published figure 387.9466 is 5e-5 from ours, 387.9673. Probably float32: near t = 0 its table of alpha_bar
+# The published figure 387.9466 is 5e-5 from ours, 387.9673. Probably float32: near t = 0 its alpha_bar
 # leaves 1 - alpha_bar three digits, and ours comes from float64. This has not been shown.
 LOOSER = {"S003": 1e-4}
 
