@@ -63,6 +63,3 @@ def families() -> list[str]:
 def family(name: str) -> Family:
     """A family by name. Raises InputError, with the nearest name, for one that is not known."""
     return look_up("family", name, FAMILIES)
-
-
-PREDICTIONS: dict[str, Prediction] = {"eps": EPS, "v": V}

@@ -71,8 +71,7 @@ class Pipeline:
 
     def __repr__(self) -> str:
         count = sum(weight.numel() for network in self.networks() for weight in network.parameters())
-        dtype = self.unet.conv_in.weight.dtype
-        return f"Pipeline({self.family.name}, {count:,} parameters, {dtype}, {self.device})"
+        return f"Pipeline({self.family.name}, {count:,} parameters, {self.device})"
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move and convert all networks in place; returns self. Raises DeviceError and InputError."""
