@@ -67,7 +67,7 @@ class Want:
 @dataclass(frozen=True)
 class Prompt:
     text: str
-    wants: tuple[Want, ...]
+    wants: tuple[Want, ...]  # in the order in which the text has them
     relation: str | None = None  # where the first want stands, seen from the second
     ground: str | None = None
 
@@ -174,15 +174,14 @@ def _related(scene: Scene, rng: np.random.Generator) -> tuple[str, tuple[Want, .
     """A left of B is also B right of A, and B with A to its left."""
     (a, a_want), (b, b_want) = (_thing(shape, rng) for shape in scene.shapes)
     relation, form = str(scene.relation), rng.random()
+    opposite = OPPOSITE[relation]
     if form < 0.4:
-        text = f"{a} {_pick(rng, RELATION_FORMS[relation])} {b}"
-    elif form < 0.8:
-        text = f"{b} {_pick(rng, RELATION_FORMS[OPPOSITE[relation]])} {a}"
-    elif form < 0.9:
-        text = f"{b} with {a} {_pick(rng, WITH_FORMS[relation])}"
-    else:
-        text = f"{a} with {b} {_pick(rng, WITH_FORMS[OPPOSITE[relation]])}"
-    return text, (a_want, b_want), relation
+        return f"{a} {_pick(rng, RELATION_FORMS[relation])} {b}", (a_want, b_want), relation
+    if form < 0.8:
+        return f"{b} {_pick(rng, RELATION_FORMS[opposite])} {a}", (b_want, a_want), opposite
+    if form < 0.9:
+        return f"{b} with {a} {_pick(rng, WITH_FORMS[relation])}", (b_want, a_want), opposite
+    return f"{a} with {b} {_pick(rng, WITH_FORMS[opposite])}", (a_want, b_want), relation
 
 
 def _listed(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, tuple[Want, ...], None]:

@@ -121,7 +121,7 @@ def _from_run(run: Path) -> Pipeline:
     from stages import Recipe
     from train import trained
 
-    return as_pipeline(*trained(Recipe(), run))
+    return as_pipeline(trained(Recipe(), run))
 
 
 if __name__ == "__main__":

@@ -4,31 +4,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from stages import PREDICTION, SCHEDULE, Painter
+from stages import PREDICTION, SCHEDULE, Parts
 
 import ldm
-from ldm.clip import Tokenizer
 from ldm.families import SHAPES
 from ldm.pipeline import Pipeline
 from ldm.schedulers.spacing import trailing
-from ldm.vae import VAE
 
 
-def as_pipeline(vae: VAE, painter: Painter, tokenizer: Tokenizer) -> Pipeline:
+def as_pipeline(parts: Parts) -> Pipeline:
     """A pipeline that samples with the schedule the networks were trained under."""
     family = replace(
         SHAPES,
-        unet=painter.unet.config,
-        vae=vae.config,
-        text=painter.text.config,
+        unet=parts.unet.config,
+        vae=parts.vae.config,
+        text=parts.text.config,
         schedule=SCHEDULE,
         prediction=PREDICTION,
         spacing=trailing,
         set_alpha_to_one=True,
     )
-    return Pipeline(family, painter.unet.eval(), vae.eval(), [painter.text.eval()], [tokenizer])
+    return Pipeline(family, parts.unet.eval(), parts.vae.eval(), [parts.text.eval()], [parts.tokenizer])
 
 
-def export(vae: VAE, painter: Painter, tokenizer: Tokenizer, path: Path) -> None:
+def export(parts: Parts, path: Path) -> None:
     """Write a diffusers folder of float16 safetensors."""
-    ldm.save(as_pipeline(vae, painter, tokenizer), path, layout="diffusers", dtype=torch.float16)
+    ldm.save(as_pipeline(parts), path, layout="diffusers", dtype=torch.float16)

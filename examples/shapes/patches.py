@@ -3,7 +3,7 @@
     z_i = gain_i (u_i · patch - u_i · mean),      u_i the i-th principal direction of 48 numbers
 
 The first three are about the patch's mean colour, scaled to variance 1; the others say how colour runs inside
-the patch, and are kept smaller, since they matter less. Such latents are a small picture: quickly learned.
+the patch, and are kept smaller the less they matter. Such latents are a small picture: quickly learned.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm.vae import VAE
 
 SIDE = 4  # pixels
-DETAIL = 0.35  # standard deviation of the components after the third
+DETAIL = 0.4  # standard deviation of the fourth component; of later ones as the root of their own
 CALM, LIFT = 64.0, 12.0  # see set_encoder
 NOISE = 0.03  # standard deviation of the posterior
 
@@ -37,7 +37,8 @@ def principal(images: Tensor, k: int) -> Projection:
     signs = directions.sum(1, keepdim=True).sign()  # eigenvectors have no sign of their own
     directions = directions * torch.where(signs == 0, 1, signs)
     spread = ((patches - mean) @ directions.T).std(0)
-    wanted = torch.tensor([1.0] * 3 + [DETAIL] * (k - 3))[:k].double()
+    wanted = DETAIL * (spread / spread[3]).sqrt()
+    wanted[:3] = 1
     weight = directions * (wanted / spread)[:, None]
     return Projection(weight.float(), -(weight @ mean).float())
 

@@ -1,4 +1,4 @@
-"""The recipe of the model in the box, from nothing: vocabulary, latents, text encoder and UNet, decoder.
+"""The recipe of the model in the box, from nothing: vocabulary, text encoder, latents, UNet, decoder.
 
     python examples/shapes/train.py                   all of it, by the clock
     python examples/shapes/train.py --steps 20000     the diffusion model for so many steps
@@ -17,13 +17,24 @@ from bpe import learn_merges, save_vocabulary
 from captions import corpus
 from loop import Plan, begin, train, weights
 from patches import Projection, principal, project
+from reading import Reader, reader_loss
 from safetensors.torch import load_file, save_file
-from stages import LENGTH, Painter, Recipe, decoder_loss, learned, painter_loss, start_vae, to_tensor
+from stages import (
+    LENGTH,
+    Parts,
+    Recipe,
+    decoder_loss,
+    learned,
+    painter_loss,
+    start_text,
+    start_unet,
+    start_vae,
+    to_tensor,
+)
 from torch import Tensor
 from world import Scene, training_scenes
 
 from ldm.clip import Tokenizer
-from ldm.vae import VAE
 
 RUNS = Path(__file__).parent / "runs"
 
@@ -33,9 +44,13 @@ def run_recipe(recipe: Recipe, run: Path, device: str = "cpu") -> None:
     tokenizer, projection = make_tokenizer(run), make_projection(recipe, run)
     log = run / "log.jsonl"
     scenes = list(itertools.islice(training_scenes(recipe.seed), recipe.scenes))
-    painter = start_painter(recipe, tokenizer).to(device, memory_format=torch.channels_last)
-    loss = painter_loss(painter, tokenizer, scenes, make_latents(scenes, projection, run), recipe, device)
-    train(begin(painter, recipe.plan), loss, recipe.plan, run / "painter.safetensors", log)
+    reader = Reader(start_text(recipe, len(tokenizer.vocab))).to(device)
+    loss = reader_loss(reader, tokenizer, scenes, recipe, device)
+    train(begin(reader, recipe.reader_plan), loss, recipe.reader_plan, run / "reader.safetensors", log)
+    unet = start_unet(recipe).to(device, memory_format=torch.channels_last)
+    latents = make_latents(scenes, projection, run)
+    loss = painter_loss(unet, reader.text, tokenizer, scenes, latents, recipe, device)
+    train(begin(unet, recipe.plan), loss, recipe.plan, run / "painter.safetensors", log)
     vae = start_vae(recipe, projection).to(device, memory_format=torch.channels_last)
     loss, plan = decoder_loss(vae, projection, recipe, device), recipe.decoder_plan
     train(begin(learned(vae), plan), loss, plan, run / "decoder.safetensors", log)
@@ -59,7 +74,7 @@ def make_projection(recipe: Recipe, run: Path) -> Projection:
 
 
 def make_latents(scenes: list[Scene], projection: Projection, run: Path) -> Tensor:
-    """Latents of all scenes, [b 8 16 16] float16, from the run if it has them."""
+    """Latents of all scenes, [b c 16 16] float16, from the run if it has them."""
     file = run / "latents.safetensors"
     if not file.exists():
         some = (scenes[i : i + 500] for i in range(0, len(scenes), 500))
@@ -68,19 +83,15 @@ def make_latents(scenes: list[Scene], projection: Projection, run: Path) -> Tens
     return load_file(file)["latents"]
 
 
-def start_painter(recipe: Recipe, tokenizer: Tokenizer) -> Painter:
-    """Seeded text encoder and UNet before their first step."""
-    torch.manual_seed(recipe.seed)
-    return Painter(recipe, len(tokenizer.vocab))
-
-
-def trained(recipe: Recipe, run: Path) -> tuple[VAE, Painter, Tokenizer]:
-    """What a run has made so far: the decoder's last weights, the painter's averaged ones; on the CPU."""
+def trained(recipe: Recipe, run: Path) -> Parts:
+    """What a run has made so far: the UNet's averaged weights, the others' last ones; on the CPU."""
     tokenizer = make_tokenizer(run)
-    vae, painter = start_vae(recipe, make_projection(recipe, run)), start_painter(recipe, tokenizer)
+    reader, unet = Reader(start_text(recipe, len(tokenizer.vocab))), start_unet(recipe)
+    vae = start_vae(recipe, make_projection(recipe, run))
+    reader.load_state_dict(weights(run / "reader.safetensors", "net"))
+    unet.load_state_dict(weights(run / "painter.safetensors", "ema"))
     learned(vae).load_state_dict(weights(run / "decoder.safetensors", "net"))
-    painter.load_state_dict(weights(run / "painter.safetensors", "ema"))
-    return vae, painter, tokenizer
+    return Parts(unet, vae, reader.text, tokenizer)
 
 
 def main() -> None:
@@ -90,7 +101,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=RUNS / "shapes", help="folder of this run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, help="length of the painter's training by the clock")
+    parser.add_argument("--minutes", type=float, help="length of the UNet's training by the clock")
     parser.add_argument("--steps", type=int, help="the same in steps")
     parser.add_argument("--decoder-minutes", type=float, help="length of the decoder's training by the clock")
     parser.add_argument("--decoder-steps", type=int, help="the same in steps")
@@ -102,7 +113,7 @@ def main() -> None:
     if given.export:
         from export import export
 
-        export(*trained(recipe, given.run), given.export)
+        export(trained(recipe, given.run), given.export)
         return
     recipe = replace(
         recipe,

@@ -40,8 +40,8 @@ SD1 = Family("sd1")
 # The model in this package: 64×64 scenes of coloured shapes; see examples/shapes.
 SHAPES = Family(
     "shapes",
-    unet=UNetConfig(8, 8, channels=(48, 96), depth=(0, 1), res_blocks=1, context_dim=96, heads=3, groups=16),
-    vae=VAEConfig(channels=(24, 48, 64), res_blocks=1, latent_channels=8, groups=8, scale=1.0),
+    unet=UNetConfig(16, 16, (48, 96), depth=(0, 1), res_blocks=1, context_dim=96, heads=3, groups=16),
+    vae=VAEConfig(channels=(32, 48, 64), res_blocks=1, latent_channels=16, groups=16, scale=1.0),
     text=CLIPConfig(width=96, layers=3, heads=3, hidden=384, vocab=771, length=32),
     schedule=Schedule(beta_end=0.02),
     prediction=V,

@@ -24,9 +24,10 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time is not None and time is not None:
-            h = h + self.time(F.silu(time))[:, :, None, None]
+            h += self.time(F.silu(time))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
-        return self.skip(x) + h
+        h += self.skip(x)
+        return h
 
 
 class Downsample(nn.Conv2d):

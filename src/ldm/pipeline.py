@@ -71,7 +71,8 @@ class Pipeline:
 
     def __repr__(self) -> str:
         count = sum(weight.numel() for network in self.networks() for weight in network.parameters())
-        return f"Pipeline({self.family.name}, {count:,} parameters, {self.device})"
+        dtype, device = self.unet.conv_in.weight.dtype, self.device
+        return f"Pipeline({self.family.name}, {count:,} parameters, {dtype}, {device})"
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move and convert all networks in place; returns self. Raises DeviceError and InputError."""

@@ -13,13 +13,14 @@ from einops import rearrange
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "shapes"))
 
 from bpe import learn_merges
-from captions import OPPOSITE, Prompt, corpus, describe
+from captions import KIND_WORDS, OPPOSITE, Prompt, Want, corpus, describe
 from evaluate import SETS, make_prompts
 from judge import judge
 from loop import Plan, weights
 from patches import Projection, principal, project, to_patches
+from reading import QUESTIONS, answers
 from stages import LENGTH, Recipe, start_vae, to_tensor
-from train import run_recipe
+from train import run_recipe, trained
 from world import COLOURS, HELD_OUT, KINDS, SIDE, Scene, Shape, draw, sample_scene, training_scenes
 
 from ldm.clip import Tokenizer
@@ -145,10 +146,11 @@ def test_prompts_of_every_set_are_fixed():
 
 TINY = Recipe(
     unet=UNetConfig(
-        in_channels=8, out_channels=8, channels=(8, 16), depth=(0, 1), res_blocks=1, context_dim=24, heads=2,
-        groups=2,
+        in_channels=16, out_channels=16, channels=(8, 16), depth=(0, 1), res_blocks=1, context_dim=24,
+        heads=2, groups=2,
     ),
-    width=24, layers=1, scenes=12, decoder_batch=1, batch=4, plain_steps=2,
+    width=24, layers=1, scenes=12, reader_batch=4, decoder_batch=1, batch=4,
+    reader_plan=Plan(steps=2, lr=1e-3, log_every=1),
     decoder_plan=Plan(steps=2, lr=1e-3, log_every=1),
     plan=Plan(steps=6, lr=1e-3, ema=0.9, log_every=1),
 )  # fmt: skip
@@ -187,6 +189,38 @@ def test_a_run_that_stops_and_goes_on_makes_the_same_weights(tmp_path: Path):
         a, b = (weights(run / "painter.safetensors", which) for run in (whole, halved))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_painting_leaves_the_reader_as_it_is(tmp_path: Path):
+    run_recipe(TINY, tmp_path)
+    before, after = weights(tmp_path / "reader.safetensors", "net"), trained(TINY, tmp_path).text.state_dict()
+    assert all(torch.equal(before[f"text.{name}"], value) for name, value in after.items())
+
+
+def test_what_a_reader_should_say():
+    star, ring = Want("star", "green", "small"), Want("ring", "red")
+    said = answers(Prompt("a small green star left of a red ring", (star, ring), "left"))
+    words = [
+        known[answer - 1] if answer else None
+        for answer, known in zip(said, [*QUESTIONS.values()] * 3, strict=False)
+    ]
+    assert words[:6] == ["star", "green", "small", None, None, "left"]
+    assert words[6:12] == ["ring", "red", None, None, None, "right"]
+    assert words[12:] == [None] * 6 and said[18:] == [0]
+
+
+def test_wants_stand_in_the_order_of_the_words():
+    rng = np.random.default_rng(0)
+    for scene in some_scenes(200):
+        prompt = describe(scene, rng)
+        if len(prompt.wants) == 1:
+            continue
+        places = [
+            [prompt.text.find(word) for word in KIND_WORDS[want.kind] if word in prompt.text]
+            for want in prompt.wants
+        ]
+        firsts = [min(place) for place in places]
+        assert len({want.kind for want in prompt.wants}) < len(prompt.wants) or firsts == sorted(firsts)
 
 
 class StopAt(Plan):
