@@ -57,19 +57,11 @@ def cross_attending(config: UNetConfig) -> nn.Module:
     ).eval()
 
 
-def more_rules(config: UNetConfig) -> list[Rule]:
-    return [
-        Rule(r"^vector\.fc(\d)", r"add_embedding.linear_\1"),
-        Rule(r"^label", "class_embedding"),
-        *UNET_RULES(config),
-    ]
-
-
 @pytest.mark.parametrize("config", [SD2, SDXL, X4], ids=["sd2", "sdxl", "x4"])
 @torch.no_grad()
 def test_cross_attending_unets(config: UNetConfig):
     peer, ours = randomise(cross_attending(config)), UNet(config).eval()
-    give(ours, peer, more_rules(config))
+    give(ours, peer, UNET_RULES(config))
     x, t = unit_noise(0, 2, config.in_channels, 16, 12), torch.tensor([981.0, 20.0])
     context, pooled = unit_noise(1, 2, 77, 96), unit_noise(2, 2, 64)
     sizes = torch.tensor([[64.0, 48, 0, 3, 64, 48], [32, 32, 1, 0, 64, 64]])
