@@ -13,6 +13,7 @@ import torch
 
 import ldm
 from ldm.checkpoint.files import File
+from ldm.cli import main
 from ldm.errors import CheckpointError
 from tests.tiny import BARE, make, read_all
 
@@ -50,9 +51,13 @@ def test_a_model_loads_from_a_ckpt_and_saves_as_safetensors(tmp_path: Path):
     ckpt = saved(tmp_path / "m.ckpt", {"state_dict": tensors, "global_step": 1})
     report = ldm.inspect(ckpt)
     assert report.family == "sd1" and not report.missing and not report.unexpected
-    ldm.save(ldm.load(ckpt), tmp_path / "again.safetensors")
+    assert main(["convert", str(ckpt), str(tmp_path / "again.safetensors")]) == 0
     again = read_all(tmp_path / "again.safetensors")
     assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)
+    assert main(["convert", str(ckpt), str(tmp_path / "folder"), "--dtype", "fp16"]) == 0
+    assert ldm.inspect(tmp_path / "folder").dtypes.keys() == {"F16"}
+    assert main(["convert", str(ckpt), str(tmp_path / "again.ckpt")]) == 2
+    assert not (tmp_path / "again.ckpt").exists()
 
 
 class Payload:
