@@ -19,7 +19,7 @@ MAY = {
     "image": {"errors"},
     "schedulers": {"errors"},
     "vae": {"attention", "layers"},
-    "unet": {"attention", "layers"},
+    "unet": {"attention", "layers", "errors"},
     "clip": {"attention", "layers", "errors"},
     "families": {"clip.config", "unet.config", "vae.config", "schedulers", "errors"},
     "conditioning": {"clip", "families", "errors"},

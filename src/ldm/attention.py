@@ -45,6 +45,7 @@ class Attention(nn.Module):
     """Multi-head attention of x [b n c] to a context [b m c'], to x itself by default.
 
     bias: whether q, k and v have one (CLIP's and the VAE's have, the UNet's have not).
+    inner: the width of all heads together, `dim` by default.
     """
 
     def __init__(
@@ -55,13 +56,15 @@ class Attention(nn.Module):
         *,
         bias: bool = False,
         causal: bool = False,
+        inner: int | None = None,
     ):
         super().__init__()
         self.heads, self.causal = heads, causal
-        self.q = nn.Linear(dim, dim, bias=bias)
-        self.k = nn.Linear(context_dim or dim, dim, bias=bias)
-        self.v = nn.Linear(context_dim or dim, dim, bias=bias)
-        self.out = nn.Linear(dim, dim)
+        inner = inner or dim
+        self.q = nn.Linear(dim, inner, bias=bias)
+        self.k = nn.Linear(context_dim or dim, inner, bias=bias)
+        self.v = nn.Linear(context_dim or dim, inner, bias=bias)
+        self.out = nn.Linear(inner, dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context

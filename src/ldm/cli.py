@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import ldm
+from ldm.checkpoint.save import LAYOUTS
 from ldm.errors import InputError, LdmError
 from ldm.image import write
 from ldm.schedulers.samplers import SAMPLERS
@@ -71,6 +72,13 @@ def parser() -> Parser:
     look = commands.add_parser("inspect", help="say what a model file or folder is")
     look.set_defaults(run=inspect)
     look.add_argument("source")
+
+    change = commands.add_parser("convert", help="write a model in another layout or dtype")
+    change.set_defaults(run=convert)
+    change.add_argument("source", help=".safetensors, .ckpt or folder")
+    change.add_argument("target", help="a file .safetensors, or a folder")
+    change.add_argument("--layout", choices=LAYOUTS, help="default: original for a file, else diffusers")
+    change.add_argument("--dtype", choices=DTYPES, help="default: that of each tensor")
     return top
 
 
@@ -109,6 +117,16 @@ def sample(options: argparse.Namespace) -> None:
 def inspect(options: argparse.Namespace) -> None:
     """Print what a source is."""
     print(ldm.inspect(options.source))
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write a model as another file or folder."""
+    target = Path(options.target)
+    layout = options.layout or ("original" if target.suffix else "diffusers")
+    if layout == "original" and target.suffix != ".safetensors":
+        raise InputError(f"{target} must end in .safetensors, for that is what is written")
+    ldm.save(ldm.load(options.source), target, layout, DTYPES.get(options.dtype))
+    print(target)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -1,8 +1,25 @@
 """What the VAE and the UNet are both made of: the residual block, down- and upsampling."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def keep(x: Tensor) -> Tensor:
+    """x at the size it has."""
+    return x
+
+
+def half(x: Tensor) -> Tensor:
+    """Means of 2×2 pixels. [b c h w] -> [b c h/2 w/2]."""
+    return F.avg_pool2d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    """Every pixel 2×2 times. [b c h w] -> [b c 2h 2w]."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class ResBlock(nn.Module):
@@ -10,24 +27,48 @@ class ResBlock(nn.Module):
 
     x [b dim_in h w] -> [b dim_out h w]. With `time_dim` an embedding [b time_dim] of the noise level is
     added between the convolutions; the VAE, which knows no noise, has none.
+
+    scale_shift  norm(h) (1 + scale) + shift instead, both made of the noise level (Dhariwal & Nichol 2021)
+    resample     `half` or `double`: what happens to the size of both branches, before the convolutions
     """
 
-    def __init__(self, dim_in: int, dim_out: int, *, groups: int, eps: float, time_dim: int | None = None):
+    def __init__(
+        self,
+        dim_in: int,
+        dim_out: int,
+        *,
+        groups: int,
+        eps: float,
+        time_dim: int | None = None,
+        scale_shift: bool = False,
+        resample: Callable[[Tensor], Tensor] = keep,
+    ):
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.norm1 = nn.GroupNorm(groups, dim_in, eps=eps)
         self.conv1 = nn.Conv2d(dim_in, dim_out, 3, padding=1)
-        self.time = nn.Linear(time_dim, dim_out) if time_dim else None
+        self.time = nn.Linear(time_dim, 2 * dim_out if scale_shift else dim_out) if time_dim else None
         self.norm2 = nn.GroupNorm(groups, dim_out, eps=eps)
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1)
         self.skip = nn.Conv2d(dim_in, dim_out, 1) if dim_in != dim_out else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        if self.time is not None and time is not None:
-            h += self.time(F.silu(time))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        h += self.skip(x)
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        h = self.normed(h, time)
+        h = self.conv2(F.silu(h))
+        h += self.skip(self.resample(x))
         return h
+
+    def normed(self, h: Tensor, time: Tensor | None) -> Tensor:
+        """The second norm, told the noise level."""
+        if self.time is None or time is None:
+            return self.norm2(h)
+        told = self.time(F.silu(time))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = told.chunk(2, dim=1)
+            return self.norm2(h) * (1 + scale) + shift
+        h += told
+        return self.norm2(h)
 
 
 class Downsample(nn.Conv2d):

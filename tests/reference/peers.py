@@ -69,7 +69,7 @@ def give(ours: nn.Module, peer: nn.Module, rules: list) -> None:
     """The peer's weights to our network, by the table of the folder layout."""
     theirs = peer.state_dict()
     sources = table(ours.state_dict(), rules)
-    ours.load_state_dict({key: source.load(theirs[source.key]) for key, source in sources.items()})
+    ours.load_state_dict({key: source.form.load(theirs[source.key]) for key, source in sources.items()})
 
 
 UNET_RULES, VAE_RULES, TEXT_RULES = names.unet_rules, names.vae_rules, names.text_rules

@@ -49,7 +49,7 @@ def apply(family: Family, configs: Mapping[str, Json]) -> Family:
         family,
         unet=replace(
             family.unet,
-            heads=heads(unet, family.unet.heads),
+            heads=heads(unet, family.unet.heads or 8),
             groups=whole("unet", unet, "norm_num_groups", family.unet.groups),
         ),
         vae=replace(

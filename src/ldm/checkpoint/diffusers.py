@@ -6,7 +6,8 @@ from typing import Any
 
 from ldm.checkpoint.detect import Finding
 from ldm.checkpoint.evidence import Shapes, commonest, count, under, vote
-from ldm.checkpoint.original import text_config, text_rules, transformer_rules
+from ldm.checkpoint.original import text_rules, transformer_rules
+from ldm.checkpoint.sizes import text_config
 from ldm.checkpoint.table import Rule
 from ldm.families import FAMILIES, Family
 from ldm.unet.config import UNetConfig
@@ -97,6 +98,8 @@ def unet_rules(config: UNetConfig) -> list[Rule]:
     """Our names of a UNet to this layout's."""
     return [
         Rule(r"^time\.fc(\d)", r"time_embedding.linear_\1"),
+        Rule(r"^vector\.fc(\d)", r"add_embedding.linear_\1"),
+        Rule(r"^label\b", "class_embedding"),
         Rule(r"^norm_out", "conv_norm_out"),
         Rule(r"^(down|up)\.(\d)\.res", r"\1_blocks.\2.resnets"),
         Rule(r"^(down|up)\.(\d)\.attn", r"\1_blocks.\2.attentions"),

@@ -1,4 +1,6 @@
-"""Safetensors files: read by header, mapped or read tensor by tensor, written whole or not at all.
+"""Files of tensors: read by header, mapped or read tensor by tensor, written whole or not at all.
+
+A safetensors file, which is all that is ever written, is
 
 8 bytes little-endian n | n bytes of JSON {name: {dtype, shape, data_offsets}} | data
 """
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.checkpoint.ckpt import read_ckpt
 from ldm.errors import CheckpointError
 
 DTYPES = {
@@ -24,12 +27,13 @@ DTYPES = {
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ZIPPED = (".ckpt", ".pt", ".pth")  # what torch.save's archives are called
 MOST_HEADER = 100 * 2**20  # bytes; as the reference implementation
 
 # What a file that is no safetensors file begins with, and what it then is.
 OTHERS = {
-    b"PK\x03\x04": "a zip archive, as torch.save writes (a .ckpt); convert it to safetensors first",
-    b"\x80": "a Python pickle (a .ckpt or .bin), which is never executed; convert it to safetensors first",
+    b"PK\x03\x04": "a zip archive, as torch.save writes; if it is one, name it .ckpt",
+    b"\x80": "a bare Python pickle, which is never executed; get the model as safetensors",
     b"<": "an HTML or XML page, probably a failed download; download the file again",
     b"version https://git-lfs": "a git-lfs pointer, not the file itself; run `git lfs pull`",
     b"GGUF": "a GGUF file, whose weights are quantised; use the safetensors file of the model",
@@ -47,7 +51,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class File:
-    """A safetensors file whose header has been read and checked."""
+    """A safetensors file, or a `.ckpt`, whose header has been read and checked."""
 
     path: Path
     entries: dict[str, Entry]
@@ -55,9 +59,12 @@ class File:
 
     @classmethod
     def open(cls, path: Path) -> "File":
-        """Read the header. Raises CheckpointError for whatever is not a whole, sound safetensors file."""
+        """Read the header. Raises CheckpointError for whatever is not a whole, sound file of tensors."""
         try:
             with path.open("rb") as file:
+                if path.suffix in ZIPPED and file.read(4) == b"PK\x03\x04":
+                    return cls(path, {name: Entry(*place) for name, place in read_ckpt(path).items()}, {})
+                file.seek(0)
                 size = os.fstat(file.fileno()).st_size
                 header, data = read_header(path, file.read(8), file, size)
         except OSError as error:

@@ -75,7 +75,7 @@ def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) ->
         # what is converted or moved is read tensor by tensor, so that never more than one is held twice
         theirs = file.view(source.key) if keep else file.read(source.key)
         check_finite(theirs, f"{file.path}: {source.key}")
-        state[ours] = source.load(theirs).to(device=device, dtype=dtype)
+        state[ours] = source.form.load(theirs).to(device=device, dtype=dtype)
     part.model.load_state_dict(state, strict=True, assign=True)
     return part.model.eval().requires_grad_(False)
 

@@ -1,17 +1,13 @@
 """The single-file layout of the CompVis and Stability code: rules of names, and sizes read off a file."""
 
-import re
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import count as counter
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.evidence import Shapes, commonest, count, under, vote
-from ldm.checkpoint.table import Rule
-from ldm.clip.config import CLIPConfig
+from ldm.checkpoint.table import CONV, Form, Rule, fused
 from ldm.families import Family
 from ldm.schedulers import Schedule
 from ldm.unet.config import UNetConfig
@@ -19,6 +15,8 @@ from ldm.vae.config import VAEConfig
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 OLD_TEXT = "cond_stage_model.transformer."  # of some early community files
+
+MOST_LAYERS = 64  # of LDM's text encoder
 
 # Tensors a file may carry and no network uses.
 IGNORED = (
@@ -29,70 +27,16 @@ IGNORED = (
     r"cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids",  # 0..76
 )
 
-RES = r"(?:in_layers\.2|out_layers\.[03]|emb_layers\.1)\.(?:weight|bias)"
 
-
-def family(shapes: Shapes, preset: Family, text: str = TEXT) -> Family:
-    """A preset with the sizes of a file; text: the prefix of its text encoder. Raises CheckpointError."""
-    vae = vae_config(under(shapes, VAE), preset.vae)
-    unet = replace(preset.unet, in_channels=vae.latent_channels, out_channels=vae.latent_channels)
-    return replace(
-        preset,
-        vae=vae,
-        unet=unet_config(under(shapes, UNET), unet),
-        text=text_config(under(shapes, text), preset.text),
-    )
-
-
-def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
-    """The sizes of a UNet, names without prefix; what sizes cannot tell is the preset's."""
-    levels: list[list[tuple[int, int]]] = [[]]  # width and transformer depth of each block, by level
-    for n in range(1, count(shapes, r"input_blocks\.(\d+)\.")):
-        block = under(shapes, f"input_blocks.{n}.")
-        if any(key.startswith("0.op.") for key in block):
-            levels.append([])
-        elif any(re.fullmatch(rf"0\.{RES}", key) for key in block):
-            levels[-1].append((vote(block, rf"0\.{RES}"), count(block, r"1\.transformer_blocks\.(\d+)\.")))
-    return replace(
-        preset,
-        channels=tuple(commonest([width for width, _ in level]) for level in levels),
-        depth=tuple(commonest([depth for _, depth in level]) for level in levels),
-        mid_depth=count(shapes, r"middle_block\.1\.transformer_blocks\.(\d+)\."),
-        res_blocks=commonest([len(level) for level in levels]),
-        context_dim=vote(shapes, r".*\.attn2\.to_[kv]\.weight", axis=1),
-    )
-
-
-def vae_config(shapes: Shapes, preset: VAEConfig) -> VAEConfig:
-    """The sizes of an autoencoder, names without prefix; what sizes cannot tell is the preset's."""
-    levels = range(count(shapes, r"encoder\.down\.(\d+)\."))
-    conv = r"(conv[12]|norm2)\.(weight|bias)"
-    return replace(
-        preset,
-        channels=tuple(vote(shapes, rf"(en|de)coder\.(down|up)\.{i}\.block\.\d\.{conv}") for i in levels),
-        res_blocks=commonest([count(shapes, rf"encoder\.down\.{i}\.block\.(\d+)\.") for i in levels]),
-        latent_channels=vote(shapes, r"(quant_conv|encoder\.conv_out)\.(weight|bias)") // 2,
-    )
-
-
-def text_config(shapes: Shapes, preset: CLIPConfig) -> CLIPConfig:
-    """The sizes of a CLIP text encoder, names without prefix; what sizes cannot tell is the preset's."""
-    width = vote(shapes, r".*(layer_norm[12]|out_proj)\.(weight|bias)")
-    return replace(
-        preset,
-        width=width,
-        heads=preset.heads if width % preset.heads == 0 else max(1, width // 64),  # CLIP's heads are 64 wide
-        layers=count(shapes, r"encoder\.layers\.(\d+)\."),
-        hidden=vote(shapes, r".*mlp\.fc1\.(weight|bias)"),
-    )
-
-
-def unet_rules(config: UNetConfig) -> list[Rule]:
-    """Our names of a UNet to this layout's."""
+def unet_rules(config: UNetConfig, linear: bool = False) -> list[Rule]:
+    """Our names of a UNet to this layout's. linear: its transformers' projections are no convolutions."""
     return [
         *(Rule(rf"^{ours}\b", theirs) for ours, theirs in flat_blocks(config)),
         Rule(r"^time\.fc1", "time_embed.0"),
         Rule(r"^time\.fc2", "time_embed.2"),
+        Rule(r"^vector\.fc1", "label_emb.0.0"),
+        Rule(r"^vector\.fc2", "label_emb.0.2"),
+        Rule(r"^label\b", "label_emb"),
         Rule(r"^norm_out", "out.0"),
         Rule(r"^conv_out", "out.2"),
         Rule(r"\.norm1\b", ".in_layers.0"),
@@ -101,19 +45,21 @@ def unet_rules(config: UNetConfig) -> list[Rule]:
         Rule(r"\.norm2\b", ".out_layers.0"),
         Rule(r"\.conv2\b", ".out_layers.3"),
         Rule(r"\.skip\b", ".skip_connection"),
-        *transformer_rules(),
+        *transformer_rules(linear),
+        *fused(r"(block\S*\.\d+)\.attn\.{}\b", r"\1.qkv", axes=1, heads=config.heads_at),
+        Rule(r"(block\S*\.\d+)\.attn\.out\b", r"\1.proj_out", Form(axes=1)),
         Rule(r"^", UNET),
     ]
 
 
-def transformer_rules() -> list[Rule]:
+def transformer_rules(linear: bool = False) -> list[Rule]:
     """The names inside a spatial transformer, which both layouts share."""
     return [
         Rule(r"\.blocks\.", ".transformer_blocks."),
         Rule(r"\.norm_self\b", ".norm1"),
         Rule(r"\.norm_cross\b", ".norm2"),
         Rule(r"\.norm_ff\b", ".norm3"),
-        Rule(r"\.proj_(in|out)\.weight", r".proj_\1.weight", conv=True),
+        Rule(r"\.proj_(in|out)\.weight", r".proj_\1.weight", Form() if linear else CONV),
         Rule(r"\.self_attn\b", ".attn1"),
         Rule(r"\.cross_attn\b", ".attn2"),
         Rule(r"\.(attn\d)\.([qkv])\b", r".\1.to_\2"),
@@ -126,6 +72,7 @@ def transformer_rules() -> list[Rule]:
 def flat_blocks(config: UNetConfig) -> Iterator[tuple[str, str]]:
     """We number blocks by level; this layout numbers them flat, in the order in which they run."""
     last = len(config.channels) - 1
+    op, conv = ("", "") if config.res_sampling else (".op", ".conv")
     yield r"conv_in", "input_blocks.0.0"
     n = counter(1)
     for i in range(last + 1):
@@ -133,7 +80,7 @@ def flat_blocks(config: UNetConfig) -> Iterator[tuple[str, str]]:
             yield rf"down\.{i}\.res\.{j}", f"input_blocks.{k}.0"
             yield rf"down\.{i}\.attn\.{j}", f"input_blocks.{k}.1"
         if i < last:
-            yield rf"down\.{i}\.down", f"input_blocks.{next(n)}.0.op"
+            yield rf"down\.{i}\.down", f"input_blocks.{next(n)}.0{op}"
     yield r"mid\.res1", "middle_block.0"
     yield r"mid\.attn", "middle_block.1"
     yield r"mid\.res2", "middle_block.2"
@@ -142,15 +89,16 @@ def flat_blocks(config: UNetConfig) -> Iterator[tuple[str, str]]:
         for j, k in zip(range(config.res_blocks + 1), n, strict=False):
             yield rf"up\.{i}\.res\.{j}", f"output_blocks.{k}.0"
             yield rf"up\.{i}\.attn\.{j}", f"output_blocks.{k}.1"
-        yield rf"up\.{i}\.up", f"output_blocks.{k}.{2 if depth else 1}.conv"
+        yield rf"up\.{i}\.up", f"output_blocks.{k}.{2 if depth else 1}{conv}"
 
 
-def vae_rules(config: VAEConfig) -> list[Rule]:
+def vae_rules(config: VAEConfig, prefix: str = VAE) -> list[Rule]:
     """Our names of an autoencoder to this layout's, which counts the decoder's levels from the output."""
     last = len(config.channels) - 1
     return [
         Rule(r"^to_moments", "quant_conv"),
         Rule(r"^from_latent", "post_quant_conv"),
+        Rule(r"^codebook\.codes", "quantize.embedding"),
         *(Rule(rf"^decoder\.up\.{i}\b", f"decoder.up.@{last - i}") for i in range(last + 1)),
         Rule(r"@", ""),
         Rule(r"\.res\.(\d)", r".block.\1"),
@@ -158,13 +106,13 @@ def vae_rules(config: VAEConfig) -> list[Rule]:
         Rule(r"(\.down\.\d)\.down\b", r"\1.downsample.conv"),
         Rule(r"\.mid\.0", ".mid.block_1"),
         Rule(r"\.mid\.2", ".mid.block_2"),
-        Rule(r"\.mid\.1\.norm", ".mid.attn_1.norm"),
-        Rule(r"\.mid\.1\.attn\.([qkv])\.weight", r".mid.attn_1.\1.weight", conv=True),
-        Rule(r"\.mid\.1\.attn\.out\.weight", ".mid.attn_1.proj_out.weight", conv=True),
-        Rule(r"\.mid\.1\.attn\.([qkv])\b", r".mid.attn_1.\1"),
-        Rule(r"\.mid\.1\.attn\.out\b", ".mid.attn_1.proj_out"),
+        Rule(r"\.mid\.1\b", ".mid.attn_1"),
+        Rule(r"\.(attn_1|attn\.\d)\.attn\.([qkv])\.weight", r".\1.\2.weight", CONV),
+        Rule(r"\.(attn_1|attn\.\d)\.attn\.out\.weight", r".\1.proj_out.weight", CONV),
+        Rule(r"\.(attn_1|attn\.\d)\.attn\.([qkv])\b", r".\1.\2"),
+        Rule(r"\.(attn_1|attn\.\d)\.attn\.out\b", r".\1.proj_out"),
         Rule(r"\.skip\b", ".nin_shortcut"),
-        Rule(r"^", VAE),
+        Rule(r"^", prefix),
     ]
 
 
@@ -179,6 +127,41 @@ def text_rules(prefix: str = TEXT) -> list[Rule]:
         Rule(r"\.attn\.([qkv])\b", r".self_attn.\1_proj"),
         Rule(r"\.attn\.out\b", ".self_attn.out_proj"),
         Rule(r"\.fc([12])\b", r".mlp.fc\1"),
+        Rule(r"^", prefix),
+    ]
+
+
+def openclip_rules(prefix: str) -> list[Rule]:
+    """Our names of a CLIP text encoder to OpenCLIP's, whose projection is x @ P where ours is x @ W.T."""
+    return [
+        Rule(r"^tokens", "token_embedding"),
+        Rule(r"^positions\.weight", "positional_embedding"),
+        Rule(r"^norm\b", "ln_final"),
+        Rule(r"^pool\.weight", "text_projection", Form(turned=True)),
+        Rule(r"^blocks", "transformer.resblocks"),
+        Rule(r"\.norm([12])\b", r".ln_\1"),
+        *fused(r"\.attn\.{}\.(weight|bias)", r".attn.in_proj_\1"),
+        Rule(r"\.attn\.out\b", ".attn.out_proj"),
+        Rule(r"\.fc1\b", ".mlp.c_fc"),
+        Rule(r"\.fc2\b", ".mlp.c_proj"),
+        Rule(r"^", prefix),
+    ]
+
+
+def bert_rules(prefix: str = OLD_TEXT) -> list[Rule]:
+    """Our names of LDM's text encoder to this layout's, which numbers both halves of a block as layers."""
+    return [
+        Rule(r"^tokens", "token_emb"),
+        Rule(r"^positions", "pos_emb.emb"),
+        Rule(r"^norm\b", "norm"),
+        Rule(r"^blocks\.(\d+)\.(norm1|attn)\b", r"attn_layers.layers.\1+0.\2"),
+        Rule(r"^blocks\.(\d+)\.(norm2|fc\d)\b", r"attn_layers.layers.\1+1.\2"),
+        *(Rule(rf"\.{i // 2}\+{i % 2}\.", f".{i}.") for i in range(2 * MOST_LAYERS)),
+        Rule(r"\.norm[12]\b", ".0"),
+        Rule(r"\.attn\.([qkv])\b", r".1.to_\1"),
+        Rule(r"\.attn\.out\b", ".1.to_out"),
+        Rule(r"\.fc1\b", ".1.net.0.0"),
+        Rule(r"\.fc2\b", ".1.net.2"),
         Rule(r"^", prefix),
     ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ldm.checkpoint import configs, diffusers, original, settings
+from ldm.checkpoint import configs, diffusers, original, settings, sizes
 from ldm.checkpoint.detect import Finding, detect
 from ldm.checkpoint.files import File
 from ldm.checkpoint.folder import Store, open_component, open_tokenizer, read_json
@@ -75,7 +75,7 @@ def file_plan(path: Path, name: str | None) -> Plan:
         family = settings.from_json(file.metadata[settings.KEY], str(path))
         reasons = [f"the metadata {settings.KEY} says {family.name}", *reasons]
     else:
-        family = at(path, lambda: original.family(shapes, family_named(chosen), prefix))
+        family = at(path, lambda: sizes.family(shapes, family_named(chosen), prefix))
     check_sizes(path, family)
     rules = {
         "unet": original.unet_rules(family.unet),
@@ -158,7 +158,9 @@ def check_sizes(source: Path, family: Family) -> None:
     unet, vae, text = family.unet, family.vae, family.text
     splits = [("UNet", width, unet.groups, "groups") for width in unet.channels]
     splits += [
-        ("UNet", w, unet.heads, "heads") for w, depth in zip(unet.channels, unet.depth, strict=True) if depth
+        ("UNet", w, unet.heads or unet.head_dim or 1, "heads")
+        for w, depth in zip(unet.channels, unet.depth, strict=True)
+        if depth
     ]
     splits += [("autoencoder", width, vae.groups, "groups") for width in vae.channels]
     splits += [("text encoder", text.width, text.heads, "heads")]

@@ -87,7 +87,7 @@ def compare(
             used.add(key)
             if key not in entries:
                 missing.append(key)
-            elif problem := difference(entries[key], p.table[ours].shape(tuple(tensor.shape))):
+            elif problem := difference(entries[key], p.table[ours].form.shape(tuple(tensor.shape))):
                 mismatched.append(f"{key} {problem}")
     others = [key for key in entries if key not in used]
     known = [key for key in others if any(re.fullmatch(pattern, key) for pattern in ignored)]

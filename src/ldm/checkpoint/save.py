@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import configs, diffusers, original, settings
+from ldm.checkpoint import configs, diffusers, original, settings, sizes
 from ldm.checkpoint.files import replacing, sync_folder, write
 from ldm.checkpoint.folder import STEMS
-from ldm.checkpoint.table import Rule, table
+from ldm.checkpoint.table import Rule, assemble, table
 from ldm.clip import Tokenizer
 from ldm.errors import CheckpointError, InputError
 from ldm.families import SD1, Family
@@ -76,7 +76,7 @@ def metadata(pipe: Pipeline, tensors: dict[str, Tensor]) -> dict[str, str]:
 def told_by(shapes: dict[str, tuple[int, ...]], family: Family) -> bool:
     """Whether a reader of these shapes alone would arrive at the family."""
     prefix = original.TEXT if any(key.startswith(original.TEXT) for key in shapes) else original.OLD_TEXT
-    read = original.family(shapes, SD1, prefix)
+    read = sizes.family(shapes, SD1, prefix)
     return read == family
 
 
@@ -110,13 +110,11 @@ def renamed(
     name: str, network: nn.Module, rules: list[Rule], origin: Origin, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     """A network's tensors under a layout's names, in its forms and in the dtype to write."""
-    state = network.state_dict()
-    out = {}
-    for ours, source in table(state, rules).items():
-        theirs = source.save(state[ours])
-        was = origin.dtypes.get(f"{name}/{ours}", theirs.dtype)
-        out[source.key] = theirs.to(dtype) if dtype else back(theirs, was)
-    return out
+    state = {}
+    for ours, tensor in network.state_dict().items():
+        was = origin.dtypes.get(f"{name}/{ours}", tensor.dtype)
+        state[ours] = tensor.to(dtype) if dtype else back(tensor, was)
+    return assemble(state, table(state, rules))
 
 
 def back(tensor: Tensor, dtype: torch.dtype) -> Tensor:

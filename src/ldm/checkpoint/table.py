@@ -5,30 +5,54 @@ finite table: saving reads it left to right, loading right to left.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Heads = Callable[[int], int]  # channels -> attention heads
+
+
+def one(width: int) -> int:
+    """One head, whatever the width."""
+    return 1
+
+
+class Form(NamedTuple):
+    """How a tensor is kept in a foreign file."""
+
+    axes: int = 0  # a linear layer [c c'] is a convolution there, with so many axes of size 1 more
+    part: int | None = None  # it is this third of the rows of a fused query, key and value
+    heads: Heads = one  # each head has its own query, key and value rows there, one head after another
+    turned: bool = False  # it is transposed
+
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in the file of a tensor that has shape `ours` here; of all thirds together."""
+        theirs = ours[::-1] if self.turned else ours
+        theirs = theirs if self.part is None else (3 * theirs[0], *theirs[1:])
+        return theirs + (1,) * self.axes if len(ours) == 2 else theirs
+
+    def load(self, theirs: Tensor) -> Tensor:
+        """The tensor as we keep it; a view where that can be."""
+        ours = theirs.flatten(1) if self.axes and theirs.ndim > 2 else theirs
+        ours = ours.T if self.turned else ours
+        if self.part is None:
+            return ours
+        heads = self.heads(len(ours) // 3)
+        return ours.unflatten(0, (heads, 3, -1))[:, self.part].flatten(0, 1)
+
+    def save(self, ours: Tensor) -> Tensor:
+        """The tensor as they keep it, of a fused one this third; a view."""
+        theirs = ours.T if self.turned else ours
+        return theirs.reshape(*theirs.shape, *(1,) * self.axes) if ours.ndim == 2 else theirs
 
 
 class Source(NamedTuple):
     """Where one of our tensors lives in a foreign file."""
 
     key: str
-    conv: bool = False  # stored as a 1×1 convolution [c c' 1 1] where we keep a linear layer [c c']
-
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in the file of a tensor that has shape `ours` here."""
-        return (*ours, 1, 1) if self.conv and len(ours) == 2 else ours
-
-    def load(self, theirs: Tensor) -> Tensor:
-        """The tensor as we keep it; a view."""
-        return theirs[:, :, 0, 0] if self.conv and theirs.ndim == 4 else theirs
-
-    def save(self, ours: Tensor) -> Tensor:
-        """The tensor as they keep it; a view."""
-        return ours.reshape(self.shape(tuple(ours.shape)))
+    form: Form = Form()
 
 
 class Rule(NamedTuple):
@@ -36,7 +60,15 @@ class Rule(NamedTuple):
 
     ours: str
     theirs: str
-    conv: bool = False
+    form: Form = Form()
+
+
+CONV = Form(axes=2)  # 1×1
+
+
+def fused(ours: str, theirs: str, axes: int = 0, heads: Heads = one) -> list[Rule]:
+    """Rules for q, k and v that are one tensor; `ours` has {} for the letter."""
+    return [Rule(ours.format(letter), theirs, Form(axes, part, heads)) for part, letter in enumerate("qkv")]
 
 
 def table(keys: Iterable[str], rules: Iterable[Rule]) -> dict[str, Source]:
@@ -44,11 +76,27 @@ def table(keys: Iterable[str], rules: Iterable[Rule]) -> dict[str, Source]:
     out = {}
     rules = list(rules)
     for ours in keys:
-        key, conv = ours, False
+        key, form = ours, Form()
         for rule in rules:
             key, hits = re.subn(rule.ours, rule.theirs, key)
-            conv = conv or bool(hits and rule.conv)
-        out[ours] = Source(key, conv)
+            form = rule.form if hits and rule.form != Form() else form
+        out[ours] = Source(key, form)
+    return out
+
+
+def assemble(state: Mapping[str, Tensor], sources: Mapping[str, Source]) -> dict[str, Tensor]:
+    """Our tensors under their names and in their forms, the thirds of fused ones put together."""
+    thirds: dict[str, dict[int, Tensor]] = {}
+    out: dict[str, Tensor] = {}
+    for ours, (key, form) in sources.items():
+        tensor = form.save(state[ours])
+        if form.part is None:
+            out[key] = tensor
+            continue
+        parts = thirds.setdefault(key, {})
+        parts[form.part] = tensor.unflatten(0, (form.heads(len(tensor)), -1))
+        if len(parts) == 3:
+            out[key] = torch.stack([parts[i] for i in range(3)], dim=1).flatten(0, 2)
     return out
 
 

@@ -14,3 +14,6 @@ class CLIPConfig:
     vocab: int = 49408
     length: int = 77  # tokens a prompt is padded to
     activation: str = "quick_gelu"  # of the feed-forward layers: "quick_gelu" or "gelu"
+    skip: int = 0  # how many of the last layers the hidden states do without
+    final_norm: bool = True  # whether the hidden states are normed at the end
+    projection: int | None = None  # width of the pooled text, where there is one

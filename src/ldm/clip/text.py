@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 
 class TextEncoder(nn.Module):
-    """ids [b n], n ≤ config.length -> last hidden states [b n width], after the final norm.
+    """ids [b n], n ≤ config.length -> hidden states [b n width], of the layer and norm that the family uses.
 
     Padding is attended to like any token: the models were trained without a mask, so the pad id matters.
     """
@@ -31,12 +31,27 @@ class TextEncoder(nn.Module):
         self.positions = nn.Embedding(config.length, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
+        self.pool = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
-        for block in self.blocks:
+        return self.hidden(ids)[0]
+
+    def pooled(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The hidden states, and the pooled text [b projection]: the end token's last state, projected."""
+        hidden, x = self.hidden(ids)
+        if self.pool is None:
+            return hidden, None
+        for block in self.blocks[len(self.blocks) - self.config.skip :]:
             x = block(x)
-        return self.norm(x)
+        ends = ids.argmax(dim=-1)  # the end token has the highest id
+        return hidden, self.pool(self.norm(x)[torch.arange(len(ids), device=ids.device), ends])
+
+    def hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden states that the UNet hears, and what the layers not yet run would go on from."""
+        x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
+        for block in self.blocks[: len(self.blocks) - self.config.skip]:
+            x = block(x)
+        return self.norm(x) if self.config.final_norm else x, x
 
 
 class Block(nn.Module):

@@ -30,3 +30,14 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         wave = sinusoid(t, self.dim).to(self.fc1.weight.dtype)
         return self.fc2(F.silu(self.fc1(wave)))
+
+
+class VectorEmbedding(nn.Module):
+    """What SDXL says of the whole picture, [b dim], as a vector [b time_dim]: linear, SiLU, linear."""
+
+    def __init__(self, dim: int, time_dim: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, time_dim), nn.Linear(time_dim, time_dim)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.fc1(vector)))

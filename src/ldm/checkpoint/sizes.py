@@ -1,0 +1,124 @@
+"""Widths and depths of networks, read off the tensors of an official single file.
+
+What names and shapes cannot tell, such as the number of heads, is taken from a preset.
+"""
+
+import re
+from dataclasses import replace
+
+from ldm.checkpoint.evidence import Shapes, commonest, count, under, vote
+from ldm.checkpoint.original import TEXT, UNET, VAE
+from ldm.clip.bert import BERTConfig
+from ldm.clip.config import CLIPConfig
+from ldm.families import Family
+from ldm.unet.config import UNetConfig
+from ldm.vae.config import VAEConfig
+
+RES = r"(?:in_layers\.2|out_layers\.[03]|emb_layers\.1)\.(?:weight|bias)"
+
+
+def family(shapes: Shapes, preset: Family, text: str = TEXT) -> Family:
+    """A preset with the sizes of a file; text: the prefix of its text encoder. Raises CheckpointError."""
+    vae = vae_config(under(shapes, VAE), preset.vae)
+    unet = replace(preset.unet, in_channels=vae.latent_channels, out_channels=vae.latent_channels)
+    return replace(
+        preset,
+        vae=vae,
+        unet=unet_config(under(shapes, UNET), unet),
+        text=text_config(under(shapes, text), preset.text),
+    )
+
+
+def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
+    """The sizes of a UNet, names without prefix; what sizes cannot tell is the preset's."""
+    levels: list[list[tuple[int, int]]] = [[]]  # width and attention of each block, by level
+    blocks = [under(shapes, f"input_blocks.{n}.") for n in range(1, count(shapes, r"input_blocks\.(\d+)\."))]
+    strided = any("0.op.weight" in block for block in blocks)
+    for n, block in enumerate(blocks):
+        if "0.op.weight" in block or "0.op.bias" in block:
+            levels.append([])
+        elif not strided and n % (preset.res_blocks + 1) == preset.res_blocks:
+            levels.append([])  # a residual block that halves the size has the names of one that does not
+        elif any(re.fullmatch(rf"0\.{RES}", key) for key in block):
+            levels[-1].append((vote(block, rf"0\.{RES}"), attention_depth(block, "1")))
+    told = vote(shapes, r"input_blocks\.1\.0\.emb_layers\.1\.(weight|bias)")
+    hears = any(".attn2." in key for key in shapes)
+    return replace(
+        preset,
+        channels=tuple(commonest([width for width, _ in level]) for level in levels),
+        depth=tuple(commonest([depth for _, depth in level]) for level in levels),
+        mid_depth=attention_depth(under(shapes, "middle_block."), "1"),
+        res_blocks=commonest([len(level) for level in levels]),
+        context_dim=vote(shapes, r".*\.attn2\.to_[kv]\.weight", axis=1) if hears else None,
+        vector_dim=vote(shapes, r"label_emb\.0\.0\.weight", axis=1)
+        if "label_emb.0.0.weight" in shapes
+        else None,
+        labels=vote(shapes, r"label_emb\.weight") if "label_emb.weight" in shapes else None,
+        scale_shift=told == 2 * levels[0][0][0] if levels[0] else False,
+        res_sampling=not strided and len(levels) > 1,
+    )
+
+
+def attention_depth(shapes: Shapes, place: str) -> int:
+    """Transformer blocks of an attention, 1 for a plain one, 0 for none."""
+    plain = f"{place}.qkv.weight" in shapes or f"{place}.qkv.bias" in shapes
+    return 1 if plain else count(shapes, rf"{place}\.transformer_blocks\.(\d+)\.")
+
+
+def vae_config(shapes: Shapes, preset: VAEConfig) -> VAEConfig:
+    """The sizes of an autoencoder, names without prefix; what sizes cannot tell is the preset's."""
+    levels = range(count(shapes, r"encoder\.down\.(\d+)\."))
+    conv = r"(conv[12]|norm2)\.(weight|bias)"
+    attends = tuple(any(key.startswith(f"encoder.down.{i}.attn.") for key in shapes) for i in levels)
+    codes = r"quantize\.embedding\.weight"
+    return replace(
+        preset,
+        channels=tuple(vote(shapes, rf"(en|de)coder\.(down|up)\.{i}\.block\.\d\.{conv}") for i in levels),
+        res_blocks=commonest([count(shapes, rf"encoder\.down\.{i}\.block\.(\d+)\.") for i in levels]),
+        latent_channels=vote(shapes, r"(post_quant_conv|decoder\.conv_in)\.weight", axis=1),
+        codes=vote(shapes, codes) if "quantize.embedding.weight" in shapes else None,
+        attention=attends if any(attends) else (),
+        mid_attention=any(key.startswith("encoder.mid.attn_1.") for key in shapes),
+    )
+
+
+def text_config(shapes: Shapes, preset: CLIPConfig) -> CLIPConfig:
+    """The sizes of a CLIP text encoder, names without prefix; what sizes cannot tell is the preset's."""
+    width = vote(shapes, r".*(layer_norm[12]|out_proj)\.(weight|bias)")
+    return replace(
+        preset,
+        width=width,
+        heads=heads_of(width, preset),
+        layers=count(shapes, r"encoder\.layers\.(\d+)\."),
+        hidden=vote(shapes, r".*mlp\.fc1\.(weight|bias)"),
+    )
+
+
+def openclip_config(shapes: Shapes, preset: CLIPConfig) -> CLIPConfig:
+    """The same of an OpenCLIP text encoder."""
+    width = vote(shapes, r".*(ln_[12]|out_proj)\.(weight|bias)")
+    return replace(
+        preset,
+        width=width,
+        heads=heads_of(width, preset),
+        layers=count(shapes, r"transformer\.resblocks\.(\d+)\."),
+        hidden=vote(shapes, r".*mlp\.c_fc\.(weight|bias)"),
+    )
+
+
+def heads_of(width: int, preset: CLIPConfig) -> int:
+    """CLIP's heads are 64 wide, where a reduced model has not kept their number."""
+    return preset.heads if width % preset.heads == 0 else max(1, width // 64)
+
+
+def bert_config(shapes: Shapes, preset: BERTConfig) -> BERTConfig:
+    """The same of LDM's text encoder."""
+    inner = vote(shapes, r".*\.to_[qkv]\.weight")
+    return replace(
+        preset,
+        width=vote(shapes, r".*\.to_[qkv]\.weight", axis=1),
+        layers=count(shapes, r"attn_layers\.layers\.(\d+)\.") // 2,
+        head_dim=inner // preset.heads,
+        vocab=vote(shapes, r"token_emb\.weight"),
+        length=vote(shapes, r"pos_emb\.emb\.weight"),
+    )

@@ -1,0 +1,53 @@
+"""The text encoder of the first latent diffusion model, a BERT without a mask (Rombach et al. 2022)."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.attention import Attention
+
+
+@dataclass(frozen=True)
+class BERTConfig:
+    """Everything that distinguishes one such encoder from another. The defaults are LDM's text-to-image."""
+
+    width: int = 1280
+    layers: int = 32
+    heads: int = 8
+    head_dim: int = 64
+    vocab: int = 30522
+    length: int = 77  # tokens a prompt is padded to, with id 0
+
+
+class BERT(nn.Module):
+    """ids [b n], n ≤ config.length -> states [b n width]. Every token, padding too, sees every other."""
+
+    def __init__(self, config: BERTConfig = BERTConfig()):
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab, config.width)
+        self.positions = nn.Embedding(config.length, config.width)
+        self.blocks = nn.ModuleList(BERTBlock(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class BERTBlock(nn.Module):
+    """Self-attention, then a feed-forward layer, each normed before. x [b n width]."""
+
+    def __init__(self, config: BERTConfig):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+        self.attn = Attention(config.width, config.heads, inner=config.heads * config.head_dim)
+        self.fc1 = nn.Linear(config.width, 4 * config.width)
+        self.fc2 = nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
