@@ -62,6 +62,12 @@ def test_the_backend_is_restored_after_errors_and_in_nesting():
     assert torch.equal(ldm.attention(q, q, q), q)
 
 
+@pytest.mark.parametrize("backend", ["triton", None, 3])
+def test_a_backend_is_a_function(backend):
+    with pytest.raises(ldm.InputError, match="backend must be a function"), ldm.attention_backend(backend):
+        pass
+
+
 def test_one_threads_backend_is_not_anothers():
     q, seen = torch.zeros(1, 1, 2, 4), []
     with ldm.attention_backend(lambda q, k, v, causal: q + 1):

@@ -15,6 +15,11 @@ SIZE = (6, 4)  # width, height
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 
 
+def frozen(array):
+    array.flags.writeable = False
+    return array
+
+
 def test_one_picture_in_three_forms_is_one_tensor():
     array = PIXELS.astype(np.float32) / 255
     tensor = torch.from_numpy(array).permute(2, 0, 1) * 2 - 1
@@ -23,6 +28,28 @@ def test_one_picture_in_three_forms_is_one_tensor():
         found = from_any(form, SIZE)
         assert found.shape == (1, 3, 4, 6) and found.dtype == torch.float32
         assert torch.allclose(found[0], tensor, atol=1e-6)
+
+
+def test_bytes_are_levels_in_every_form():
+    expected = from_any(Image.fromarray(PIXELS), SIZE)
+    tensor = torch.from_numpy(PIXELS).permute(2, 0, 1)
+    for form in (PIXELS, tensor, tensor[None]):
+        assert torch.equal(from_any(form, SIZE), expected)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("turn", [np.flip, lambda x: x.astype(">f4"), np.asfortranarray, frozen])
+def test_arrays_of_any_order_are_read(turn):
+    array = turn(PIXELS.astype(np.float32) / 255)
+    expected = torch.tensor(array.tolist()).permute(2, 0, 1)[None] * 2 - 1
+    assert torch.allclose(from_any(array, SIZE), expected, atol=1e-6)
+
+
+def test_a_picture_cut_short_is_told(tmp_path):
+    Image.effect_noise((99, 99), 50).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    with Image.open(tmp_path / "b.png") as image, pytest.raises(InputError, match="image cannot be read"):
+        from_any(image, SIZE)
 
 
 def test_pixels_survive_the_way_in_and_out():
@@ -53,8 +80,15 @@ def test_a_mask_is_one_where_it_is_white():
     mask.paste(255, (0, 0, 2, 4))
     found = mask_from_any(mask, SIZE)
     assert found.shape == (1, 1, 4, 6) and found[0, 0, 0].tolist() == [1, 1, 0, 0, 0, 0]
-    assert torch.equal(mask_from_any(found[0, 0], SIZE), found)
-    assert torch.equal(mask_from_any(found[0, 0].numpy(), SIZE), found)
+    for form in (found, found[0], found[0, 0], found[0, 0, ..., None]):
+        for kind in (form, form.bool(), (form * 255).byte(), form.double(), form.long()):
+            assert torch.equal(mask_from_any(kind, SIZE), found)
+            assert torch.equal(mask_from_any(kind.numpy(), SIZE), found)
+
+
+def test_bytes_of_a_mask_are_shares_of_255():
+    levels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 11
+    assert mask_from_any(levels, SIZE).numpy() == pytest.approx(levels[None, None] / 255)
 
 
 @given(st.integers(1, 30))

@@ -78,6 +78,32 @@ def test_a_call_leaves_torchs_generator_alone(latents):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize(
+    ("change", "back"),
+    [
+        (lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_dtype(torch.float32)),
+        (lambda: torch.set_default_device("meta"), lambda: torch.set_default_device(None)),
+    ],
+    ids=["dtype", "device"],
+)
+def test_torchs_defaults_do_not_matter(pipe, change, back):
+    options = {"image": picture(), "mask_image": half_mask(), "sampler": "ddpm", "progress": False}
+
+    def drawn():
+        fresh = pipe("a cat", progress=False)
+        calls = pipe("a cat", seed=3, progress=False, sampler="ddpm"), pipe("a", seed=3, **options)
+        assert np.asarray(fresh[0]).shape == (PNG_SIDE, PNG_SIDE, 3)
+        return [call.latents for call in calls] + [torch.from_numpy(np.array(call[0])) for call in calls]
+
+    usual = drawn()
+    change()
+    try:
+        other = drawn()
+    finally:
+        back()
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(usual, other, strict=True))
+
+
 def test_a_missing_negative_prompt_is_the_empty_text(latents):
     assert torch.equal(latents(), latents(negative_prompt=""))
 
@@ -186,6 +212,10 @@ def test_decoding_in_parts_is_decoding_at_once(pipe):
     with torch.no_grad():
         together = pipe.decode(z)
         assert error(together, torch.cat([pipe.decode(row[None]) for row in z])) <= 1e-6
+
+
+def test_one_prompt_is_not_its_letters(pipe):
+    assert torch.equal(pipe.condition("a cat").context, pipe.condition(["a cat"]).context)
 
 
 def test_a_prediction_of_v_and_of_eps_are_two_models(pipe, latents):

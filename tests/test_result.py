@@ -2,12 +2,17 @@
 
 import io
 import json
+import pickle
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import ldm
 from tests.tiny import PNG_SIDE
 
 PROMPT = "a café; 猫: two, Steps: 3"
@@ -103,6 +108,19 @@ def test_the_parameters_of_a_png_make_the_same_picture_again(pipe, result):
 def test_a_jpeg_is_saved_too(result, tmp_path):
     result[0].save(tmp_path / "a.jpg")
     assert Image.open(tmp_path / "a.jpg").size == (PNG_SIDE, PNG_SIDE)
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_a_result_keeps_everything(result, copied):
+    again = copied(result)
+    assert again.images[1].parameters == result.images[1].parameters and again.parameters == result.parameters
+    assert png(again[1]).text == png(result[1]).text and again[1].tobytes() == result[1].tobytes()
+
+
+def test_a_type_checker_lets_images_be_saved():
+    """`pipe("…").images[0].save("a.png")`: which kind of images a call gives depends on its arguments."""
+    assert get_type_hints(ldm.Result)["images"] is Any
+    assert ldm.Result.__orig_bases__ == (Sequence[Any],)
 
 
 def test_pictures_are_ordinary_pil_images(result):

@@ -51,7 +51,8 @@ class Recipe:
     high: float = 0.7  # t = 1000 u^high, u uniform; below 1: more of the high noise, where the text decides
     drop: float = 0.1  # how often the prompt is left empty, for guidance
     reader_plan: Plan = field(default_factory=lambda: Plan(steps=600, lr=2e-3))
-    decoder_plan: Plan = field(default_factory=lambda: Plan(minutes=11, lr=1.5e-3))
+    decoder_plan: Plan = field(default_factory=lambda: Plan(minutes=8, lr=1.5e-3))
+    polish_plan: Plan = field(default_factory=lambda: Plan(minutes=15, lr=8e-4, ema=0.998))
     plan: Plan = field(default_factory=lambda: Plan(minutes=85, lr=1.8e-3, ema=0.998))
 
     def text(self, vocab: int) -> CLIPConfig:

@@ -51,6 +51,10 @@ def run_recipe(recipe: Recipe, run: Path, device: str = "cpu") -> None:
     latents = make_latents(scenes, projection, run)
     loss = painter_loss(unet, reader.text, tokenizer, scenes, latents, recipe, device)
     train(begin(unet, recipe.plan), loss, recipe.plan, run / "painter.safetensors", log)
+    unet.load_state_dict(weights(run / "painter.safetensors", "ema"))  # once more, from the averaged weights
+    again = replace(recipe, seed=recipe.seed + 3)
+    loss = painter_loss(unet, reader.text, tokenizer, scenes, latents, again, device)
+    train(begin(unet, recipe.polish_plan), loss, recipe.polish_plan, run / "polish.safetensors", log)
     vae = start_vae(recipe, projection).to(device, memory_format=torch.channels_last)
     loss, plan = decoder_loss(vae, projection, recipe, device), recipe.decoder_plan
     train(begin(learned(vae), plan), loss, plan, run / "decoder.safetensors", log)
@@ -89,7 +93,7 @@ def trained(recipe: Recipe, run: Path) -> Parts:
     reader, unet = Reader(start_text(recipe, len(tokenizer.vocab))), start_unet(recipe)
     vae = start_vae(recipe, make_projection(recipe, run))
     reader.load_state_dict(weights(run / "reader.safetensors", "net"))
-    unet.load_state_dict(weights(run / "painter.safetensors", "ema"))
+    unet.load_state_dict(weights(run / "polish.safetensors", "ema"))
     learned(vae).load_state_dict(weights(run / "decoder.safetensors", "net"))
     return Parts(unet, vae, reader.text, tokenizer)
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.errors import InputError
+
 Backend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 
@@ -33,7 +35,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tenso
 
 @contextmanager
 def attention_backend(backend: Backend) -> Iterator[None]:
-    """Within the block every network of this thread attends through `backend(q, k, v, causal)`."""
+    """Within the block every network of this thread attends through `backend(q, k, v, causal)`.
+
+    Raises InputError on entry if that is no function.
+    """
+    if not callable(backend):
+        raise InputError(f"the attention backend must be a function (q, k, v, causal), not {backend!r}")
     token = _backend.set(backend)
     try:
         yield

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,8 +13,10 @@ from PIL import Image
 
 import ldm
 from ldm.checkpoint.save import LAYOUTS
+from ldm.checks import whole
 from ldm.errors import InputError, LdmError
 from ldm.image import write
+from ldm.request import MOST_IMAGES
 from ldm.schedulers.samplers import SAMPLERS
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -87,8 +90,8 @@ def sample(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--out {out} must end in .png, .jpg or .webp")
-    if not out.parent.is_dir():
-        raise InputError(f"--out: {out.parent} is not a folder; make it first")
+    paths = numbered(out, options.n)
+    check_writable(paths)
     if options.mask and not options.image:
         raise InputError("--mask needs --image, the picture to repaint")
     width, height = options.size or (None, None)
@@ -108,10 +111,29 @@ def sample(options: argparse.Namespace) -> None:
         mask_image=mask,
         strength=options.strength,
     )
-    for i, drawn in enumerate(result):
-        path = out if len(result) == 1 else out.with_stem(f"{out.stem}-{i + 1}")
+    for drawn, path in zip(result, paths, strict=True):
         write(drawn, path)
         print(path)
+
+
+def numbered(out: Path, count: int) -> list[Path]:
+    """The files to write: `out` itself, or out-1, out-2, …"""
+    whole("-n", count, MOST_IMAGES)
+    return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(count)]
+
+
+def check_writable(paths: list[Path]) -> None:
+    """Raises InputError, before anything is drawn, for files that could not be written."""
+    folder = paths[0].parent
+    try:
+        for path in paths:
+            if path.is_dir():
+                raise InputError(f"--out: {path} is a folder; name a file in it")
+        if not folder.is_dir():
+            raise InputError(f"--out: {folder} is not a folder; make it first")
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"--out: {paths[0]} cannot be written: {error.strerror}") from error
 
 
 def inspect(options: argparse.Namespace) -> None:

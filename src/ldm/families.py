@@ -48,6 +48,7 @@ SHAPES = Family(
     spacing=trailing,
     set_alpha_to_one=True,
     size=64,
+    sampler="ddpm",  # fresh noise at every step drowns the errors of earlier ones
     steps=25,
     guidance=3.0,
 )

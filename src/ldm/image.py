@@ -9,12 +9,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 from einops import rearrange
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ldm.checks import Shape, are_bytes, inside, real
 from ldm.errors import InputError
 
 
@@ -31,6 +31,14 @@ class Picture(Image.Image):
         picture.__dict__.update(plain.__dict__)
         picture.parameters = parameters
         return picture
+
+    def __getstate__(self) -> list[Any]:
+        return [super().__getstate__(), dict(self.parameters)]
+
+    def __setstate__(self, state: list[Any]) -> None:
+        plain, parameters = state
+        super().__setstate__(plain)
+        self.parameters = parameters
 
     def save(self, fp: Any, format: str | None = None, **options: Any) -> None:
         """As PIL's; PNG files get the texts "parameters" (A1111's form) and "ldm" (JSON)."""
@@ -69,43 +77,60 @@ def grid(images: Sequence[Image.Image]) -> Image.Image:
 def from_any(image: Any, size: tuple[int, int], name: str = "image") -> Tensor:
     """A picture as float32 [1 3 H W] in [-1, 1], brought to `size` (width, height) if it is a PIL image.
 
-    PIL image, numpy [H W 3] in [0, 1], or tensor [3 H W] or [1 3 H W] in [-1, 1]; arrays must have the size.
-    Raises InputError for anything else and for values out of range.
+    PIL image, numpy [H W 3] in [0, 1], or tensor [3 H W] or [1 3 H W] in [-1, 1]; uint8 is 0..255 in both.
+    Arrays must have the size. Raises InputError for anything else and for values out of range.
     """
+    w, h = size
     if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        fitted = upright if upright.size == size else upright.resize(size, Image.Resampling.LANCZOS)
-        return rearrange(torch.from_numpy(np.array(fitted)), "h w c -> 1 c h w").float() / 127.5 - 1
-    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3:
-        tensor = rearrange(torch.from_numpy(np.ascontiguousarray(image)), "h w c -> 1 c h w").float() * 2 - 1
-        valid = "[0, 1]"
-    elif isinstance(image, Tensor) and image.shape[-3:-2] == (3,) and image.ndim in (3, 4):
-        tensor, valid = image.detach().float().cpu(), "[-1, 1]"
-        tensor = tensor if tensor.ndim == 4 else tensor[None]
-    else:
-        found = f"{type(image).__name__} {tuple(getattr(image, 'shape', ()))}"
-        raise InputError(f"{name} must be a PIL image, an array [H W 3] or a tensor [3 H W], not {found}")
-    if (tensor.shape[3], tensor.shape[2]) != size or len(tensor) != 1:
-        raise InputError(
-            f"{name} has shape {tuple(image.shape)}; one picture {size[0]}×{size[1]} was expected"
-        )
-    if not bool(((tensor >= -1.001) & (tensor <= 1.001)).all()):
+        image = fitted(image, size, name, "RGB", Image.Resampling.LANCZOS)
+    array = isinstance(image, np.ndarray)
+    shapes: list[Shape] = [(h, w, 3)] if array else [(3, h, w), (1, 3, h, w)]
+    wanted = f"a PIL image, an array {(h, w, 3)} or a tensor {(3, h, w)}"
+    x, valid = real(name, image, wanted, *shapes).cpu(), "[-1, 1]"
+    if are_bytes(image):
+        x = x / 127.5 - 1
+    elif array:
+        x, valid = x * 2 - 1, "[0, 1]"
+    if not inside(x, -1.001, 1.001):
         raise InputError(f"{name} has values outside {valid}, or that are not finite; rescale it")
-    return tensor
+    return rearrange(x, "h w c -> 1 c h w") if array else x.reshape(1, 3, h, w)
 
 
 def mask_from_any(mask: Any, size: tuple[int, int]) -> Tensor:
-    """A mask as float32 [1 1 H W], 1 where to repaint: PIL image (white), numpy or tensor [H W] in [0, 1]."""
+    """A mask as float32 [1 1 H W], 1 where to repaint, brought to `size` if it is a PIL image (white).
+
+    PIL image, or numpy or tensor [H W], [1 H W], [1 1 H W] or [H W 1]: bool, in [0, 1], or uint8 0..255.
+    Raises InputError for anything else, for values out of range, and for bytes that are only 0 and 1.
+    """
+    w, h = size
     if isinstance(mask, Image.Image):
-        fitted = mask.convert("L").resize(size, Image.Resampling.NEAREST)
-        return torch.from_numpy(np.array(fitted)).float()[None, None] / 255
-    tensor = torch.as_tensor(mask).detach().float().cpu() if isinstance(mask, (np.ndarray, Tensor)) else None
-    if tensor is None or tuple(tensor.shape) != (size[1], size[0]):
-        found = f"{type(mask).__name__} {tuple(getattr(mask, 'shape', ()))}"
-        raise InputError(f"mask_image must be a PIL image or an array {(size[1], size[0])}, not {found}")
-    if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+        mask = fitted(mask, size, "mask_image", "L", Image.Resampling.NEAREST)
+    wanted = f"a PIL image or an array {(h, w)}"
+    x = real("mask_image", mask, wanted, (h, w), (1, h, w), (1, 1, h, w), (h, w, 1)).cpu()
+    if are_bytes(mask):
+        if x.max() == 1:
+            raise InputError("mask_image has bytes 0 and 1 alone, but white is 255; make it bool")
+        x = x / 255
+    if not inside(x, 0, 1):
         raise InputError("mask_image has values outside [0, 1]; 1 (white) is what to repaint")
-    return tensor[None, None]
+    return x.reshape(1, 1, h, w)
+
+
+def fitted(
+    image: Image.Image, size: tuple[int, int], name: str, mode: str, how: Image.Resampling
+) -> np.ndarray:
+    """A PIL image upright and brought to `size` (width, height), as uint8 of a mode. Raises InputError."""
+    if image.mode == "F" or image.mode.startswith("I;16"):
+        raise InputError(f"{name} has PIL's mode {image.mode}, of no certain range; scale it to 8 bits")
+    if 0 in image.size:
+        raise InputError(
+            f"{name} is a PIL image of {image.size[0]}×{image.size[1]} pixels; give one with some"
+        )
+    try:
+        upright = ImageOps.exif_transpose(image).convert(mode)
+    except (OSError, ValueError) as error:  # cut short, or closed
+        raise InputError(f"{name} cannot be read as a picture: {error}; open it again") from error
+    return np.array(upright if upright.size == size else upright.resize(size, how))
 
 
 def write(image: Image.Image, path: Path) -> None:

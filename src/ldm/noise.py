@@ -21,5 +21,8 @@ class Noise:
         self.shape, self.device = shape, device
 
     def __call__(self) -> Tensor:
-        rows = [torch.randn(self.shape, generator=generator) for generator in self.generators]
+        # dtype and device are said, so that torch's defaults do not matter
+        rows = [
+            torch.randn(self.shape, generator=g, dtype=torch.float32, device="cpu") for g in self.generators
+        ]
         return torch.stack(rows).to(self.device)

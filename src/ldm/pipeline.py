@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ldm.checks import texts
 from ldm.clip import TextEncoder, Tokenizer
 from ldm.conditioning import Conditioning, encode_text
 from ldm.denoiser import Denoiser
@@ -16,19 +17,13 @@ from ldm.errors import DeviceError, InputError, NumericError
 from ldm.families import Family
 from ldm.image import from_any, mask_from_any, to_numpy, to_pil, to_unit
 from ldm.noise import Noise
-from ldm.request import Callback, Request, read, refuse_unknown, start_latents
+from ldm.request import Callback, Request, decodable, encodable, read, refuse_odd, start_latents
 from ldm.result import Result, merge
 from ldm.schedulers import Sampler
 from ldm.schedulers.solvers import Denoise
 from ldm.tasks import knowing, latent_mask, noised, paste, shorten
 from ldm.unet import UNet
 from ldm.vae import VAE
-
-KEYWORDS = (
-    "prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale",
-    "num_images_per_prompt", "seed", "sampler", "latents", "image", "mask_image", "strength",
-    "output_type", "callback", "progress",
-)  # fmt: skip
 
 
 class Dialect(NamedTuple):
@@ -86,21 +81,29 @@ class Pipeline:
         return [self.unet, self.vae, *self.text_encoders]
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images [b 3 H W] in [-1, 1] -> latents [b c h w]: the posterior mean times the family's scale."""
+        """Images [b 3 H W] in [-1, 1] -> latents [b c h w]: the posterior mean times the family's scale.
+
+        H and W are multiples of `family.vae.factor`. Raises InputError for anything else.
+        """
+        images = encodable(self.family, images)
         return self.vae.encode(images.to(self.device, self.vae.to_moments.weight.dtype)).float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [b c h w] -> images [b 3 H W] in [-1, 1], float32. Raises NumericError if not finite."""
+        """Latents [b c h w] -> images [b 3 H W] in [-1, 1], float32.
+
+        Raises InputError for anything else, and NumericError for images that are not finite.
+        """
         weight = self.vae.to_moments.weight
-        *_, h, w = latents.shape
+        *_, h, w = decodable(self.family, latents).shape
         chunk = max(1, 64 * 64 // (h * w))  # small pictures together, large ones one by one
         parts = latents.to(weight.device, weight.dtype).split(chunk)
         images = torch.cat([self.vae.decode(part).float() for part in parts])
         check_finite([torch.isfinite(images).all()], "decoding")  # before clamping, which hides infinity
         return images.clamp(-1, 1)
 
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
+    def condition(self, prompts: str | Sequence[str]) -> Conditioning:
         """What the UNet hears of prompts; each different prompt is encoded once."""
+        prompts = texts("prompts", prompts)
         rows = list(dict.fromkeys(prompts))
         (tokenizer,), (encoder,) = self.tokenizers, self.text_encoders
         context = encode_text(tokenizer, encoder, rows).context
@@ -131,33 +134,27 @@ class Pipeline:
         """Images for prompts. None means the family's own default (`pipe.family`).
 
         prompt, negative_prompt   str, or list of str; the negative one takes the place of the empty text
-        height, width             pixels, multiples of `family.vae.factor`
+        height, width             pixels, multiples of `family.vae.factor`; at most 8192, 4096² together
         num_inference_steps       1 to 1000
         guidance_scale            w of eps_u + w (eps_c - eps_u); w <= 1 runs the conditional branch alone
         seed                      int or one per image; image i uses seed + i, alone or in a batch
         sampler                   a name or `ldm.sampler(...)`
         latents                   start noise [b c h w], unit variance, used as x_T unchanged
-        image, strength           image to image: the last `int(steps * strength)` steps, strength in (0, 1]
-        mask_image                with image: repaint where it is white, keep all other pixels as they are
+        image, strength           image to image: the last `int(steps * strength)` steps, strength in (0, 1];
+                                  PIL, array [H W 3] in [0, 1], tensor [3 H W] in [-1, 1], or uint8 0..255
+        mask_image                with image: repaint where it is white, keep all other pixels as they are;
+                                  PIL, or array or tensor [H W] or [1 H W], bool, in [0, 1], or uint8 0..255
         output_type               "pil"; "np" [b H W 3] or "pt" [b 3 H W], float32 in [0, 1]; "latent"
         callback                  called with (step, level, x, x0) after every step
         Raises InputError naming the argument; NumericError, naming stage and step, for non-finite results.
         """
-        refuse_unknown(unknown, KEYWORDS)
+        refuse_odd(unknown, image=image, mask_image=mask_image, latents=latents, callback=callback)
         request = read(
             self.family, prompt, negative_prompt, height=height, width=width,
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt, seed=seed, chosen=sampler, strength=strength,
             output_type=output_type,
         )  # fmt: skip
-        if image is None and mask_image is not None:
-            raise InputError("mask_image needs image, the picture to repaint")
-        if image is not None and latents is not None:
-            raise InputError("image and latents are two different starts; give one of them")
-        if callback is not None and not callable(callback):
-            raise InputError(
-                f"callback must be a function (step, level, x, x0), not {type(callback).__name__}"
-            )
         size = (request.width, request.height)
         original = None if image is None else from_any(image, size).to(self.device)
         mask = None if mask_image is None else mask_from_any(mask_image, size).to(self.device)
@@ -212,7 +209,7 @@ def run(steps: Iterator, total: int, callback: Callback | None, progress: bool) 
 
         steps = tqdm(steps, total=total, desc="sampling")
     finite = []
-    x = torch.empty(0)
+    x = torch.empty(0, device="cpu")
     for i, (level, (x, x0)) in enumerate(steps):
         finite.append(torch.isfinite(x).all())  # read after the loop: a look inside would halt a GPU
         if callback is not None:
@@ -234,7 +231,7 @@ def find_device(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AssertionError, ValueError, NotImplementedError, ImportError) as error:
         reason = str(error).split("\n")[0]
         raise DeviceError(f"device {device!r} cannot be used: {reason}; try device='cpu'") from error
     if found.type == "meta":
@@ -245,6 +242,6 @@ def find_device(device: torch.device | str) -> torch.device:
 def check_dtype(dtype: Any) -> torch.dtype:
     """A floating point type that networks can compute in. Raises InputError."""
     allowed = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    if dtype not in allowed:
+    if not isinstance(dtype, torch.dtype) or dtype not in allowed:
         raise InputError(f"dtype must be one of {', '.join(map(str, allowed))}, not {dtype!r}")
     return dtype

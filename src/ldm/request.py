@@ -1,24 +1,29 @@
 """The door of the pipeline: arguments are checked here, at once and by name, and trusted further inside."""
 
-import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.checks import dense, inside, number, one_of, texts, whole
 from ldm.errors import InputError, KeywordError
 from ldm.families import Family
 from ldm.schedulers import Sampler, sampler
 
 MOST_PIXELS = 4096 * 4096
+MOST_SIDE = 8192  # pixels
 MOST_IMAGES = 1024
+MOST_GUIDANCE = 1_000_000
 OUTPUTS = ("pil", "np", "pt", "latent")
+KEYWORDS = (
+    "prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale",
+    "num_images_per_prompt", "seed", "sampler", "latents", "image", "mask_image", "strength",
+    "output_type", "callback", "progress",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def read(
 ) -> Request:
     """A Request from what the user wrote; None is the family's own. Raises InputError naming the argument."""
     times = whole("num_images_per_prompt", num_images_per_prompt, MOST_IMAGES)
-    prompts = texts("prompt", prompt)
+    prompts = some("prompt", prompt)
     negatives = per_prompt(negative_prompt, len(prompts))
     chosen = family.sampler if chosen is None else chosen
     count = len(prompts) * times
@@ -80,46 +85,45 @@ def read(
         seeds=seeds(seed, count),
         **size(family, height, width),
         steps=whole("num_inference_steps", num_inference_steps, family.schedule.steps, family.steps),
-        guidance=number("guidance_scale", guidance_scale, family.guidance),
+        guidance=number(
+            "guidance_scale",
+            family.guidance if guidance_scale is None else guidance_scale,
+            -MOST_GUIDANCE,
+            MOST_GUIDANCE,
+        ),
         sampler=chosen if isinstance(chosen, Sampler) else sampler(chosen),
         strength=share("strength", strength),
         output=one_of("output_type", output_type, OUTPUTS),
     )
 
 
-def refuse_unknown(unknown: dict[str, Any], known: Sequence[str]) -> None:
-    """Raises KeywordError for the first unknown keyword, with the nearest known one."""
+def refuse_odd(unknown: dict[str, Any], *, image: Any, mask_image: Any, latents: Any, callback: Any) -> None:
+    """Raises KeywordError for an unknown keyword, with the nearest known one; InputError for a callback that
+    is no function, and for arguments that do not go together.
+    """
     for name in unknown:
-        near = get_close_matches(name, known, n=1)
+        near = get_close_matches(name, KEYWORDS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise KeywordError(f"unknown argument {name!r}; {hint}there are {', '.join(known)}")
+        raise KeywordError(f"unknown argument {name!r}; {hint}there are {', '.join(KEYWORDS)}")
+    if image is None and mask_image is not None:
+        raise InputError("mask_image needs image, the picture to repaint")
+    if image is not None and latents is not None:
+        raise InputError("image and latents are two different starts; give one of them")
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback must be a function (step, level, x, x0), not {type(callback).__name__}")
 
 
-def texts(name: str, value: Any) -> list[str]:
+def some(name: str, value: Any) -> list[str]:
     """One or several prompts as a list."""
-    rows = [value] if isinstance(value, str) else value
-    if not isinstance(rows, (list, tuple)) or not all(isinstance(row, str) for row in rows):
-        found = type(value).__name__
-        if isinstance(rows, (list, tuple)):
-            found += " with " + ", ".join(
-                sorted({type(row).__name__ for row in rows if not isinstance(row, str)})
-            )
-        raise InputError(f"{name} must be a str or a list of str, not {found}")
+    rows = texts(name, value)
     if not rows:
         raise InputError(f"{name} is an empty list; give at least one str")
-    for row in rows:
-        try:
-            row.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{name} is not valid Unicode: {error.reason} at character {error.start}"
-            ) from None
-    return list(rows)
+    return rows
 
 
 def per_prompt(value: Any, count: int) -> list[str]:
     """A negative prompt for each prompt; a missing one is the empty text."""
-    rows = texts("negative_prompt", "" if value is None else value)
+    rows = some("negative_prompt", "" if value is None else value)
     if len(rows) == 1:
         return rows * count
     if len(rows) != count:
@@ -132,8 +136,8 @@ def per_prompt(value: Any, count: int) -> list[str]:
 def seeds(value: Any, count: int) -> list[int]:
     """One seed per image: seed + i from an int, drawn afresh from None."""
     if value is None:
-        return torch.randint(2**31, (count,), generator=fresh()).tolist()
-    if isinstance(value, (list, tuple, range, np.ndarray)):
+        return torch.randint(2**31, (count,), generator=fresh(), device="cpu").tolist()
+    if isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim):
         if len(value) != count:
             raise InputError(
                 f"seed has {len(value)} numbers for {count} images; give one int, or one per image"
@@ -155,62 +159,52 @@ def size(family: Family, height: int | None, width: int | None) -> dict[str, int
     factor = family.vae.factor
     out = {}
     for name, value in (("height", height), ("width", width)):
-        pixels = whole(name, value, MOST_PIXELS, family.size)
+        pixels = whole(name, value, MOST_SIDE, family.size)
         if pixels % factor:
             nearest = max(factor, round(pixels / factor) * factor)
             raise InputError(f"{name} {pixels} is not a multiple of {factor}; try {nearest}")
         out[name] = pixels
     if out["height"] * out["width"] > MOST_PIXELS:
-        raise InputError(f"height {out['height']} × width {out['width']} is more than {MOST_PIXELS} pixels")
+        raise InputError(
+            f"height {out['height']} × width {out['width']} is more than {MOST_PIXELS} pixels; "
+            "make either smaller"
+        )
     return out
 
 
 def start_latents(latents: Any, shape: tuple[int, ...]) -> Tensor:
     """The caller's start noise as float32, of the shape [b c h w] the request needs."""
-    if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
-        found = f"{type(latents).__name__} {tuple(getattr(latents, 'shape', ()))}"
-        raise InputError(f"latents must be a tensor {shape}, not {found}")
-    if not bool(torch.isfinite(latents).all()):
+    x = dense("latents", latents, f"a tensor {shape}", shape).float()
+    if not bool(torch.isfinite(x).all()):
         raise InputError("latents has values that are not finite; draw it from a unit normal")
-    return latents.float()
+    return x
 
 
-def whole(name: str, value: Any, most: int, default: int | None = None, least: int = 1) -> int:
-    """A whole number from `least` to `most`; None is the default."""
-    value = default if value is None else value
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        value = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name} must be a whole number, not {value!r}") from None
-    if not least <= value <= most:
-        raise InputError(f"{name} must be from {least} to {most}, not {value}")
-    return value
+def encodable(family: Family, images: Any) -> Tensor:
+    """Images [b 3 H W] in [-1, 1], unchanged, that the autoencoder can encode. Raises InputError."""
+    images = dense("images", images, "a tensor [b 3 H W]", (None, 3, None, None))
+    *_, h, w = images.shape
+    factor = family.vae.factor
+    if h % factor or w % factor:
+        raise InputError(f"images of {w}×{h} pixels: both sides must be multiples of {factor}; resize them")
+    if not inside(images, -1.001, 1.001):
+        raise InputError("images has values outside [-1, 1], or that are not finite; rescale it")
+    return images
 
 
-def number(name: str, value: Any, default: float) -> float:
-    """A finite number; None is the default."""
-    value = default if value is None else value
-    try:
-        if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # a whole number beyond all floats
-        pass
-    raise InputError(f"{name} must be a finite number, not {value!r}")
+def decodable(family: Family, latents: Any) -> Tensor:
+    """Latents [b c h w], unchanged, that the autoencoder can decode. Raises InputError."""
+    channels = family.vae.latent_channels
+    latents = dense("latents", latents, f"a tensor [b {channels} h w]", (None, channels, None, None))
+    if not bool(torch.isfinite(latents.float()).all()):
+        raise InputError("latents has values that are not finite; take them from a result or pipe.encode")
+    return latents
 
 
 def share(name: str, value: Any) -> float:
-    """A number in (0, 1]."""
-    if not 0 < (value := number(name, value, 0.8)) <= 1:
-        raise InputError(f"{name} must be more than 0 and at most 1, not {value}")
-    return value
-
-
-def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
-    """One of the names."""
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    """A number in (0, 1]; None is 0.8."""
+    if (value := number(name, 0.8 if value is None else value, 0, 1)) == 0:
+        raise InputError(f"{name} must be more than 0 and at most 1, not 0; raise it")
     return value
 
 

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ldm.image import Picture, grid, to_numpy, to_pil
+from ldm.image import grid, to_numpy, to_pil
 
 
 @dataclass(frozen=True, eq=False)
-class Result(Sequence):
+class Result(Sequence[Any]):
     """A sequence of images, with everything they came from. Draws itself in a notebook.
 
     images      list of PIL images; float32 array [b H W 3] or tensor [b 3 H W] in [0, 1]; None for "latent"
@@ -22,7 +21,7 @@ class Result(Sequence):
     parameters  what the call was made with: common values, and lists of one prompt and seed per image
     """
 
-    images: list[Picture] | np.ndarray | Tensor | None
+    images: Any  # which of these a call asked for, no type checker can know
     latents: Tensor
     seeds: list[int]
     parameters: dict[str, Any]

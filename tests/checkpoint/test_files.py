@@ -100,7 +100,9 @@ WRONG = {
     "gguf": (b"GGUF\x03\x00\x00\x00" + b"\x00" * 64, "GGUF"),
     "json": (b'{"error": "not found"}', "not a safetensors file"),
     "text": (b"Not Found", "not a safetensors file"),
-    "short": (b"\x10\x00", "not a safetensors file"),
+    "short": (b"\x10\x00", "truncated after 2 bytes"),
+    "cut": (b"\x10\x00\x00\x00\x00\x00\x00\x00", "truncated: its header needs 24 bytes of 8"),
+    "absurd": (b"\xff" * 20, "a header of 18446744073709551615 bytes"),
     "zeros": (b"\x00" * 100, "not a safetensors file"),
 }
 
@@ -135,7 +137,7 @@ def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path, kind, suffix):
             archive.writestr("archive/data.pkl", pickle.dumps(payload))
     else:
         torch.save(payload, path, _use_new_zipfile_serialization=kind == "torch")
-    refused(path, "convert it to safetensors")
+    refused(path, "as safetensors")
     assert not trap.exists()
 
 
@@ -199,6 +201,7 @@ HEADERS = {
     "half": ('{"x": {"dtype": "F32"', "damaged"),
     "rest": ("{} {}", "damaged"),
     "deep": ('{"x":' + "[" * 100_000, "damaged"),
+    "digits": ('{"x":' + "1" * 5000 + "}", "damaged"),
     "not utf-8": ('{"\udcff": 1}', "damaged"),
 }
 

@@ -173,7 +173,7 @@ def test_a_faulty_model_is_not_loaded(header, tmp_path, needed):
         "extra.weight",
         "model.diffusion_model.input_blocks.0.0.weigth",
         "first_stage_model.encoder.conv_in.weight.0",
-        "cond_stage_model.logit_scale",
+        "cond_stage_model.logit_scales",
         "model_emb.x",
         "betas2",
     ],

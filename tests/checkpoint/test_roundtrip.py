@@ -59,6 +59,18 @@ def test_an_official_file_comes_back_whole(official, tmp_path, file):
     } <= {*ignored}
 
 
+def test_what_training_left_in_a_file_comes_back(file, tmp_path):
+    left = ["logvar", "lvlb_weights", "ddim_sigmas", "ddim_alphas_prev", "denoiser.sigmas", "model_ema.x"]
+    left += ["first_stage_model.model_ema.decay", "first_stage_model.loss.logvar"]
+    left += ["cond_stage_model.logit_scale", "cond_stage_model.transformer.logit_scale"]
+    left += ["cond_stage_model.transformer.text_projection.weight"]
+    tensors = read_all(file) | {name: torch.full((3,), 1.5 + i) for i, name in enumerate(left)}
+    write(tmp_path / "a.safetensors", tensors, ldm.checkpoint.files.File.open(file).metadata)
+    assert {*left} <= {*ldm.inspect(tmp_path / "a.safetensors").ignored}
+    ldm.save(ldm.load(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
+    assert same(read_all(tmp_path / "b.safetensors"), tensors)
+
+
 def test_moving_averages_are_not_what_is_loaded(official, tmp_path, pipe, file):
     write(tmp_path / "a.safetensors", official, ldm.checkpoint.files.File.open(file).metadata)
     assert same(weights_of(ldm.load(tmp_path / "a.safetensors")), weights_of(pipe))
@@ -77,7 +89,12 @@ def test_a_folders_ignored_tensors_come_back(folder, tmp_path):
     path = tmp_path / "a/text_encoder/model.safetensors"
     write(
         path,
-        read_all(path) | {"text_model.embeddings.position_ids": torch.arange(20)[None]},
+        read_all(path)
+        | {
+            "text_model.embeddings.position_ids": torch.arange(20)[None],
+            "logit_scale": torch.tensor(2.5),
+            "text_projection.weight": torch.ones(48, 48),
+        },
         {"format": "pt"},
     )
     ldm.save(ldm.load(tmp_path / "a"), tmp_path / "b")
@@ -86,8 +103,8 @@ def test_a_folders_ignored_tensors_come_back(folder, tmp_path):
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
 def test_a_made_model_is_loaded_as_it_was(pipe, layout, tmp_path):
-    ldm.save(pipe, tmp_path / "a.safetensors", layout=layout)
-    found = ldm.load(tmp_path / "a.safetensors")
+    ldm.save(pipe, tmp_path / "a", layout=layout)
+    found = ldm.load(tmp_path / "a")
     assert same(weights_of(found), weights_of(pipe))
     assert found.tokenizers[0].vocab == pipe.tokenizers[0].vocab
     assert found.family.unet == pipe.family.unet and found.family.vae == pipe.family.vae

@@ -1,6 +1,8 @@
 """A save is complete or has changed nothing."""
 
+import copy
 import os
+import pickle
 import shutil
 
 import pytest
@@ -102,13 +104,13 @@ def test_a_device_that_takes_no_files_is_told(pipe, layout):
         ldm.save(pipe, "/proc/model", layout=layout)
 
 
-def test_a_file_is_not_a_folder_and_a_folder_not_a_file(pipe, file, folder):
-    before = file.read_bytes()
+def test_a_file_is_not_a_folder_and_a_folder_not_a_file(pipe, folder, tmp_path):
+    (tmp_path / "file").write_bytes(b"1")
     with pytest.raises(CheckpointError, match="is a file"):
-        ldm.save(pipe, file, layout="diffusers")
+        ldm.save(pipe, tmp_path / "file", layout="diffusers")
     with pytest.raises(CheckpointError, match="is a folder"):
         ldm.save(pipe, folder, layout="original")
-    assert file.read_bytes() == before
+    assert (tmp_path / "file").read_bytes() == b"1"
 
 
 def test_a_folder_with_other_things_is_not_written_over(pipe, tmp_path):
@@ -146,3 +148,53 @@ def test_saving_twice_writes_the_same_bytes(pipe, tmp_path):
         ldm.save(pipe, tmp_path / name, layout="diffusers")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_name_that_ends_in_safetensors_is_one_file(folder, tmp_path):
+    pipe = ldm.load(folder)
+    ldm.save(pipe, tmp_path / "copy.safetensors")
+    assert (tmp_path / "copy.safetensors").is_file()
+    with pytest.raises(InputError, match="'diffusers' is a folder"):
+        ldm.save(pipe, tmp_path / "b.safetensors", layout="diffusers")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_a_link_is_followed(saved, tmp_path):
+    path, layout = saved
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    ldm.save(OTHER, link, layout=layout)
+    assert link.is_symlink() and not path.is_symlink()
+    assert tiny.same(ldm.load(path).unet.state_dict(), OTHER.unet.state_dict())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "place"]
+    assert [p.name for p in path.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+        "text_encoder/model.fp16-00001-of-00002.safetensors",
+        "vae/diffusion_pytorch_model.bin",
+    ],
+)
+def test_other_weights_of_the_old_model_are_neither_deleted_nor_left_beside_the_new(folder, tmp_path, name):
+    path = tmp_path / "model"
+    shutil.copytree(folder, path)
+    (path / name).write_bytes(b"1")
+    before = contents(path)
+    with pytest.raises(CheckpointError, match="remove it, or give a new folder") as caught:
+        ldm.save(OTHER, path, layout="diffusers")
+    assert name in str(caught.value) and contents(path) == before
+    (path / name).unlink()
+    (path / "unet/diffusion_pytorch_model-00001-of-00002.safetensors").write_bytes(b"1")
+    ldm.save(OTHER, path, layout="diffusers")
+    assert contents(path).keys() == contents(folder).keys()
+
+
+def test_a_copied_pipeline_is_saved_like_the_first(pipe, tmp_path):
+    for name, one in (("a.safetensors", pipe), ("b.safetensors", copy.deepcopy(pipe))):
+        ldm.save(one, tmp_path / name)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert pickle.loads(pickle.dumps(pipe.family)) == pipe.family

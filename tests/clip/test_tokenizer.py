@@ -1,15 +1,18 @@
 """Laws of the tokenizer that need no reference."""
 
 import logging
+import time
+from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm.checkpoint.save import write_tokenizer
 from ldm.clip import Tokenizer
-from ldm.clip.tokenizer import END, START, byte_characters, clean, join, vocabulary
-from ldm.errors import CheckpointError
+from ldm.clip.tokenizer import END, START, byte_characters, clean, join, merged, vocabulary
+from ldm.errors import CheckpointError, InputError
 
 MERGES = Tokenizer.openai().merges[:300]
 SMALL = {n: Tokenizer(vocabulary(MERGES), MERGES, length=n) for n in (2, 20, 77)}
@@ -56,6 +59,21 @@ def test_a_long_prompt_is_cut_and_the_loss_is_told(openai, caplog):
     assert "79 tokens and 75 fit" in caplog.text and "and a lost café" in caplog.text
 
 
+def test_the_loss_is_told_in_a_few_words(openai, caplog):
+    openai(["lost " * 5000])
+    assert "5000 tokens and 75 fit" in caplog.text and len(caplog.messages[0]) < 300
+
+
+def test_one_prompt_is_a_row_and_not_its_letters(openai):
+    assert torch.equal(openai("a cat"), openai(["a cat"])) and openai(("a", "b")).shape == (2, 77)
+
+
+@pytest.mark.parametrize("prompts", [3, None, b"a cat", ["a", 3], [["a"]], {"a"}, "\ud800"])
+def test_what_is_no_text_has_no_ids(openai, prompts):
+    with pytest.raises(InputError, match="prompts"):
+        openai(prompts)
+
+
 def test_a_prompt_that_fits_is_quiet(openai, caplog):
     openai(["cat " * 75])
     assert not caplog.text
@@ -85,9 +103,39 @@ def test_pairs_are_joined_from_the_left():
     assert join(("a", "b", "c", "a", "b"), ("a", "b")) == ("ab", "c", "ab")
 
 
+def one_by_one(pieces, rank):
+    """The same as it is defined, in quadratic time."""
+    while known := [pair for pair in pairwise(pieces) if pair in rank]:
+        pieces = join(pieces, min(known, key=rank.get))
+    return pieces
+
+
+PAIRS = st.tuples(*[st.sampled_from(["a", "b", "c", "ab", "ba", "aa", "ca", "abc", "aab"])] * 2)
+
+
+@given(st.text("abc", min_size=1, max_size=20), st.lists(PAIRS, max_size=20, unique=True))
+def test_merging_is_joining_the_pair_of_lowest_rank_again_and_again(word, pairs):
+    rank = {pair: i for i, pair in enumerate(pairs)}
+    assert merged(tuple(word), rank) == one_by_one(tuple(word), rank)
+
+
+def test_a_long_word_takes_no_time_and_has_the_same_pieces(openai):
+    generator = torch.Generator().manual_seed(0)
+    letters = [chr(97 + i) for i in torch.randint(26, (40000,), generator=generator)]
+    begun = time.process_time()
+    assert merged(letters[:400], openai.rank) == one_by_one(tuple(letters[:400]), openai.rank)
+    merged(letters, openai.rank)
+    assert time.process_time() - begun < 5  # a quadratic loop takes minutes
+
+
 @pytest.mark.parametrize(
     ("vocab", "merges"),
     [
+        ("[" * 100_000, "#v\na b"),
+        *(
+            (f'{{"{START}": 1, "{END}": 2, "a": {i}}}', "#v\na b")
+            for i in (-1, 2, 2.5, "true", "null", 2**70)
+        ),
         ("{", "#v\na b"),
         ("[]", "#v\na b"),
         ('{"a": "x"}', "#v\na b"),
@@ -98,7 +146,7 @@ def test_pairs_are_joined_from_the_left():
 def test_damaged_files_are_refused_by_name(tmp_path, vocab, merges):
     (tmp_path / "vocab.json").write_text(vocab)
     (tmp_path / "merges.txt").write_text(merges)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"vocab\.json.*again"):
         Tokenizer.from_files(tmp_path / "vocab.json", tmp_path / "merges.txt")
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ldm.errors import InputError
 from ldm.schedulers import CLEAN, EPS, X0, Level, Schedule, V, linear, scaled_linear
 from tests.tiny import error, unit_noise
 
@@ -70,6 +71,24 @@ def test_add_noise_is_alpha_x0_plus_sigma_eps_for_each_row():
         for i, a, b in zip(t, x0, eps, strict=True)
     ]
     assert error(schedule.add_noise(x0, eps, t), torch.stack(rows)) <= 1e-6
+
+
+@pytest.mark.parametrize("t", [-1, 2000, 999.5, np.nan, np.inf, "5", True, None, [1]])
+def test_there_is_no_level_outside_the_schedule(t):
+    with pytest.raises(InputError, match="t must be a number from 0 to 999"):
+        Schedule().at(t)
+
+
+BAD_TIMES = [5, 2.5, None, [5], np.array([5]), torch.tensor(5), torch.tensor([[5]])]
+BAD_TIMES += [torch.tensor([value]) for value in (-1, 1000, 2000, 2.5, 1.0, True)]
+BAD_TIMES += [torch.tensor([], dtype=torch.long), torch.zeros(1, dtype=torch.long, device="meta")]
+
+
+@pytest.mark.parametrize("t", BAD_TIMES, ids=range(len(BAD_TIMES)))
+def test_noise_is_added_at_whole_steps_of_the_schedule(t):
+    x = torch.zeros(1, 4, 2, 2)
+    with pytest.raises(InputError, match="t must be"):
+        Schedule().add_noise(x, x, t)
 
 
 def test_noised_data_of_unit_variance_keeps_it():

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from reprlib import repr as brief
 
+from ldm.checkpoint.fields import Json, choose, flag, name_in, real, whole, wrong
 from ldm.clip.text import ACTIVATIONS
 from ldm.errors import CheckpointError
 from ldm.families import Family
 from ldm.schedulers import EPS, X0, Prediction, Schedule, V, linear, scaled_linear
 from ldm.schedulers.spacing import Spacing, leading, linspace, trailing
 
-Json = dict[str, Any]
+MOST_SCALE = 1e4  # of latents
+MOST_SIDE = 4096  # of a latent
+MOST_STEPS = 10**5  # of training's noise levels
 
 # Settings of diffusers' networks of which ours have only one value.
 FIXED: dict[str, Json] = {
@@ -39,53 +42,55 @@ def apply(family: Family, configs: Mapping[str, Json]) -> Family:
     """A family with the sizes of a folder, and what its configs add: heads, groups, scale and schedule.
 
     configs  "unet", "vae", "text_encoder" and "scheduler" to their JSON.
-    Raises CheckpointError for a config that contradicts the tensors or asks for what our networks do not do.
+    Raises CheckpointError for a config that is damaged or asks for what our networks do not do.
     """
     for name, config in configs.items():
         refuse_others(name, config)
     unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
-    size = unet.get("sample_size")
+    file = "text_encoder/config.json"
     found = replace(
         family,
         unet=replace(
             family.unet,
             heads=heads(unet, family.unet.heads or 8),
-            groups=whole("unet", unet, "norm_num_groups", family.unet.groups),
+            groups=whole("unet/config.json", unet, "norm_num_groups", family.unet.groups),
         ),
         vae=replace(
             family.vae,
-            groups=whole("vae", vae, "norm_num_groups", family.vae.groups),
-            scale=float(vae.get("scaling_factor", family.vae.scale)),
+            groups=whole("vae/config.json", vae, "norm_num_groups", family.vae.groups),
+            scale=real("vae/config.json", vae, "scaling_factor", family.vae.scale, 0, MOST_SCALE),
         ),
         text=replace(
             family.text,
-            heads=whole("text_encoder", text, "num_attention_heads", family.text.heads),
-            vocab=whole("text_encoder", text, "vocab_size", family.text.vocab),
-            length=whole("text_encoder", text, "max_position_embeddings", family.text.length),
-            activation=choose("text_encoder", text, "hidden_act", {a: a for a in ACTIVATIONS}, "quick_gelu"),
+            heads=whole(file, text, "num_attention_heads", family.text.heads),
+            vocab=whole(file, text, "vocab_size", family.text.vocab),
+            length=whole(file, text, "max_position_embeddings", family.text.length),
+            activation=choose(file, text, "hidden_act", {a: a for a in ACTIVATIONS}, "quick_gelu"),
         ),
-        size=size * family.vae.factor if isinstance(size, int) else family.size,
     )
-    agree(found, configs)
+    if unet.get("sample_size") is not None:
+        side = whole("unet/config.json", unet, "sample_size", 1, high=MOST_SIDE)
+        found = replace(found, size=side * found.vae.factor)
     return process(found, configs["scheduler"])
 
 
 def process(family: Family, config: Json) -> Family:
     """The diffusion process of a scheduler_config.json; which sampler to use stays the family's affair."""
     # diffusers' Stable Diffusion pipelines set steps_offset to 1 and clip_sample to false, whatever is said
+    file = "scheduler/scheduler_config.json"
     euler = str(config.get("_class_name", "")).startswith("Euler")
     schedule = Schedule(
-        beta_start=config.get("beta_start", 0.0001),
-        beta_end=config.get("beta_end", 0.02),
-        steps=whole("scheduler", config, "num_train_timesteps", 1000),
-        law=choose("scheduler", config, "beta_schedule", LAWS, "linear"),
+        beta_start=real(file, config, "beta_start", 0.0001, 0, 1),
+        beta_end=real(file, config, "beta_end", 0.02, 0, 1),
+        steps=whole(file, config, "num_train_timesteps", 1000, high=MOST_STEPS),
+        law=choose(file, config, "beta_schedule", LAWS, "linear"),
     )
     return replace(
         family,
         schedule=schedule,
-        prediction=choose("scheduler", config, "prediction_type", PREDICTIONS, "epsilon"),
-        spacing=choose("scheduler", config, "timestep_spacing", SPACINGS, "linspace" if euler else "leading"),
-        set_alpha_to_one=bool(config.get("set_alpha_to_one", family.set_alpha_to_one)),
+        prediction=choose(file, config, "prediction_type", PREDICTIONS, "epsilon"),
+        spacing=choose(file, config, "timestep_spacing", SPACINGS, "linspace" if euler else "leading"),
+        set_alpha_to_one=flag(file, config, "set_alpha_to_one", family.set_alpha_to_one),
     )
 
 
@@ -94,13 +99,15 @@ def refuse_others(name: str, config: Json) -> None:
     for field, only in FIXED[name].items():
         value = config.get(field, only)
         if value is not None and value != only:
+            file = "scheduler_config.json" if name == "scheduler" else "config.json"
             raise CheckpointError(
-                f"{name}'s config: {field} is {value!r}; this family is known with {only!r} only"
+                f"{name}/{file}: {field} is {brief(value)}, and networks with another than {only!r} "
+                "cannot be loaded; get another model"
             )
 
 
 def agree(family: Family, configs: Mapping[str, Json]) -> None:
-    """Raises CheckpointError where a config contradicts the tensors beside it."""
+    """Raises CheckpointError where a config contradicts the tensors beside it, which must be complete."""
     unet, vae, text = family.unet, family.vae, family.text
     found: dict[str, Json] = {
         "unet": {"block_out_channels": unet.channels, "layers_per_block": unet.res_blocks,
@@ -115,44 +122,24 @@ def agree(family: Family, configs: Mapping[str, Json]) -> None:
             said = configs[name].get(field, value)
             if (tuple(said) if isinstance(said, list) else said) != value:
                 raise CheckpointError(
-                    f"{name}/config.json: {field} is {said!r}, but the tensors have {value!r}; "
-                    "the two belong to different models"
+                    f"{name}/config.json: {field} is {brief(said)}, but the tensors have {value!r}; "
+                    "the two belong to different models, so get both from one"
                 )
 
 
 def heads(config: Json, default: int) -> int:
     """The number of heads, which diffusers writes under either of two names, for one level or for all."""
-    value = config.get("num_attention_heads") or config.get("attention_head_dim") or default
-    numbers = set(value) if isinstance(value, list) else {value}
-    if len(numbers) != 1:
-        raise CheckpointError(
-            f"unet/config.json: attention_head_dim {value!r} differs by level; one number is known"
-        )
-    return numbers.pop()
-
-
-def whole(name: str, config: Json, field: str, default: int) -> int:
-    """A positive whole number of a config."""
-    value = config.get(field, default)
-    if type(value) is not int or value < 1:
-        raise CheckpointError(f"{name}'s config: {field} must be a positive whole number, not {value!r}")
-    return value
-
-
-def choose(name: str, config: Json, field: str, table: Mapping[str, Any], default: str) -> Any:
-    """table[config[field]], or an error that names the file and the field."""
-    value = config.get(field, default)
-    if not isinstance(value, str) or value not in table:
-        raise CheckpointError(f"{name}'s config: {field} {value!r} is not one of {', '.join(table)}")
-    return table[value]
-
-
-def name_in(table: Mapping[str, Any], value: Any) -> str:
-    """The name under which a table has a value."""
-    for name, known in table.items():
-        if known is value:
-            return name
-    raise CheckpointError(f"{value!r} has no name in the file format; it can be one of {', '.join(table)}")
+    found = []
+    for field in ("num_attention_heads", "attention_head_dim"):  # the first wins where both are given
+        value = config.get(field)
+        if value is None:
+            continue
+        levels = value if isinstance(value, list) else [value]
+        numbers = {whole("unet/config.json", {field: level}, field, default) for level in levels}
+        if len(numbers) != 1:
+            raise wrong("unet/config.json", field, "one number for all levels", value)
+        found.append(numbers.pop())
+    return found[0] if found else default
 
 
 def write(family: Family) -> dict[str, Json]:

@@ -32,9 +32,10 @@ ORIGINAL = (
     Marker(r"(down_blocks|conv_in|input_blocks)\..*", None, "a UNet alone"),
 )  # fmt: skip
 
-# Input channels of a UNet with CLIP-L -> family.
+# Input channels of a UNet with CLIP-L that puts out 4 -> family.
 SD1_INPUTS = {9: "sd1-inpaint", 8: "sd1-pix2pix"}
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+LAST = ("model.diffusion_model.out.2.bias", "model.diffusion_model.out.2.weight")
 
 
 class Finding(NamedTuple):
@@ -51,7 +52,9 @@ def detect(shapes: Shapes) -> Finding:
         if key is None:
             continue
         reasons = [f"{marker.because}: {key}"]
-        if marker.family == "sd1" and len(shape := shapes.get(FIRST, ())) == 4 and shape[1] in SD1_INPUTS:
+        four_out = any(shapes.get(key, ())[:1] == (4,) for key in LAST)  # else they may be a latent's own
+        shape = shapes.get(FIRST, ())
+        if marker.family == "sd1" and four_out and len(shape) == 4 and shape[1] in SD1_INPUTS:
             return Finding(SD1_INPUTS[shape[1]], [*reasons, f"{FIRST} has {shape[1]} input channels"])
         return Finding(marker.family, reasons)
     return Finding(None, ["no tensor has a name of this lineage"])

@@ -4,17 +4,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ldm.checkpoint.detect import Finding
-from ldm.checkpoint.evidence import Shapes, commonest, count, under, vote
+from ldm.checkpoint.detect import SD1_INPUTS, Finding
+from ldm.checkpoint.evidence import Shapes, commonest, count, read_or, under, vote
+from ldm.checkpoint.fields import text
 from ldm.checkpoint.original import text_rules, transformer_rules
 from ldm.checkpoint.sizes import text_config
 from ldm.checkpoint.table import Rule
-from ldm.families import FAMILIES, Family
+from ldm.families import Family
 from ldm.unet.config import UNetConfig
 from ldm.vae.config import VAEConfig
 
 # Tensors a folder may carry and no network uses.
-IGNORED = (r"text_encoder/(text_model\.)?embeddings\.position_ids",)
+IGNORED = (
+    r"text_encoder/(text_model\.)?embeddings\.position_ids",
+    r"text_encoder/(logit_scale|text_projection\.weight)",  # of the whole CLIP
+)
 
 RES = r"resnets\.\d+\.(conv[12]|norm2|time_emb_proj)\.(weight|bias)"
 
@@ -32,8 +36,8 @@ CLASSES = {  # of pipelines, to the family name of their usual weights
 
 
 def detect(index: Mapping[str, Any], unet: Mapping[str, Any]) -> Finding:
-    """The family of a folder, by model_index.json and unet/config.json."""
-    if (own := index.get("_ldm_family")) in FAMILIES:
+    """The family of a folder, by model_index.json and unet/config.json. Raises CheckpointError."""
+    if own := text("model_index.json", index, "_ldm_family", ""):
         return Finding(own, [f"model_index.json has _ldm_family {own!r}"])
     name = index.get("_class_name")
     family = CLASSES.get(name) if isinstance(name, str) else None
@@ -41,30 +45,30 @@ def detect(index: Mapping[str, Any], unet: Mapping[str, Any]) -> Finding:
     if family == "sd1" and unet.get("use_linear_projection"):
         return Finding("sd2", [*reasons, "unet/config.json has use_linear_projection"])
     inputs = unet.get("in_channels")
-    if family == "sd1" and inputs in (8, 9):
-        return Finding(
-            "sd1-inpaint" if inputs == 9 else "sd1-pix2pix", [*reasons, f"{inputs} input channels"]
-        )
+    if family == "sd1" and inputs in (8, 9) and unet.get("out_channels", 4) == 4:
+        return Finding(SD1_INPUTS[inputs], [*reasons, f"unet/config.json has {inputs} in_channels"])
     return Finding(family, reasons)
 
 
 def family(shapes: Mapping[str, Shapes], preset: Family, prefix: str) -> Family:
-    """A preset with the sizes of a folder's tensors; prefix: of its text encoder. Raises CheckpointError."""
+    """A preset with the sizes of a folder's tensors, as far as it has them; prefix: of its text encoder."""
     return replace(
         preset,
-        unet=unet_config(shapes["unet"], preset.unet),
-        vae=vae_config(shapes["vae"], preset.vae),
-        text=text_config(under(shapes["text_encoder"], prefix), preset.text),
+        unet=read_or(preset.unet, unet_config, shapes["unet"]),
+        vae=read_or(preset.vae, vae_config, shapes["vae"]),
+        text=read_or(preset.text, text_config, under(shapes["text_encoder"], prefix)),
     )
 
 
 def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
     """The sizes of a UNet; what sizes cannot tell is the preset's."""
     levels = range(count(shapes, r"down_blocks\.(\d+)\."))
+    latent = vote(shapes, r"conv_out\.(weight|bias)")
     return replace(
         preset,
-        in_channels=vote(shapes, r"conv_in\.weight", axis=1),
-        out_channels=vote(shapes, r"conv_out\.(weight|bias)"),
+        # a conv_in that is missing is missed by the name and size that it would have
+        in_channels=vote(shapes, r"conv_in\.weight", axis=1) if "conv_in.weight" in shapes else latent,
+        out_channels=latent,
         channels=tuple(vote(shapes, rf"down_blocks\.{i}\.{RES}") for i in levels),
         depth=tuple(level_depth(shapes, rf"down_blocks\.{i}") for i in levels),
         mid_depth=level_depth(shapes, "mid_block"),
@@ -77,7 +81,7 @@ def level_depth(shapes: Shapes, level: str) -> int:
     """Transformer blocks of each attention of a level."""
     attentions = range(count(shapes, rf"{level}\.attentions\.(\d+)\."))
     return commonest(
-        [count(shapes, rf"{level}\.attentions\.{j}\.transformer_blocks\.(\d+)\.") for j in attentions]
+        [count(shapes, rf"{level}\.attentions\.{j}\.transformer_blocks\.(\d+)\.") for j in attentions] or [0]
     )
 
 

@@ -5,37 +5,44 @@ One tensor with a wrong shape is then outvoted, and named, instead of bending ev
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-
-from ldm.errors import CheckpointError
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 Shapes = Mapping[str, tuple[int, ...]]
+Config = TypeVar("Config")
+
+
+class UntoldError(Exception):
+    """There are too few tensors to tell the sizes of a network; `read_or` says what then."""
+
+
+def read_or(preset: Config, read: Callable[[Shapes, Config], Config], shapes: Shapes) -> Config:
+    """What `read` makes of a network's tensors, or the preset if they are too few."""
+    try:
+        return read(shapes, preset)
+    except UntoldError:
+        return preset
 
 
 def vote(shapes: Shapes, pattern: str, axis: int = 0) -> int:
-    """The commonest size along an axis of the tensors whose whole name matches.
-
-    Raises CheckpointError where there is none.
-    """
-    sizes = Counter(
-        shape[axis] for key, shape in shapes.items() if re.fullmatch(pattern, key) and len(shape) > axis
+    """The commonest size along an axis of the tensors whose whole name matches. Raises UntoldError."""
+    return commonest(
+        [shape[axis] for key, shape in shapes.items() if len(shape) > axis and re.fullmatch(pattern, key)]
     )
-    if not sizes:
-        name = pattern.replace("\\.", ".")
-        raise CheckpointError(f"there is no tensor like {name}, from which the size of the network is read")
-    return sizes.most_common(1)[0][0]
 
 
 def count(shapes: Shapes, pattern: str) -> int:
     """How many numbers, from 0 without a gap, the group of a pattern takes at the beginning of names."""
     hits = (re.match(pattern, key) for key in shapes)
-    found = {int(hit[1]) for hit in hits if hit}
+    found = {int(hit[1]) for hit in hits if hit and len(hit[1]) < 9}
     return next(n for n in range(len(found) + 1) if n not in found)
 
 
 def commonest(numbers: list[int]) -> int:
-    """The commonest of some numbers, 0 of none."""
-    return Counter(numbers).most_common(1)[0][0] if numbers else 0
+    """The commonest of some numbers. Raises UntoldError if there is none."""
+    if not numbers:
+        raise UntoldError
+    return Counter(numbers).most_common(1)[0][0]
 
 
 def under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:

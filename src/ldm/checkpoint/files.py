@@ -32,7 +32,7 @@ MOST_HEADER = 100 * 2**20  # bytes; as the reference implementation
 
 # What a file that is no safetensors file begins with, and what it then is.
 OTHERS = {
-    b"PK\x03\x04": "a zip archive, as torch.save writes; if it is one, name it .ckpt",
+    b"PK\x03\x04": "a zip archive, as torch.save writes; name it .ckpt, or get the model as safetensors",
     b"\x80": "a bare Python pickle, which is never executed; get the model as safetensors",
     b"<": "an HTML or XML page, probably a failed download; download the file again",
     b"version https://git-lfs": "a git-lfs pointer, not the file itself; run `git lfs pull`",
@@ -111,9 +111,19 @@ def read_header(path: Path, first: bytes, file: Any, size: int) -> tuple[dict[st
     for magic, what in OTHERS.items():
         if start.startswith(magic) and not start[8:9] == b"{":
             raise CheckpointError(f"{path} is not a safetensors file but {what}")
+    if len(first) < 8:
+        raise CheckpointError(f"{path} is truncated after {len(first)} bytes; download it again")
     length = int.from_bytes(first, "little")
-    if len(first) < 8 or length > MOST_HEADER or start[8:9] != b"{":
-        raise CheckpointError(f"{path} is not a safetensors file: its first bytes are {first!r}")
+    if length > MOST_HEADER:
+        raise CheckpointError(
+            f"{path} is not a safetensors file: its first bytes {first!r} would mean a header of {length} "
+            "bytes; look at what was downloaded"
+        )
+    if start[8:9] not in (b"{", b""):
+        raise CheckpointError(
+            f"{path} is not a safetensors file: its header begins with {start[8:16]!r}, not with '{{'; "
+            "look at what was downloaded"
+        )
     if 8 + length > size:
         raise CheckpointError(
             f"{path} is truncated: its header needs {8 + length} bytes of {size}; download it again"
@@ -123,7 +133,9 @@ def read_header(path: Path, first: bytes, file: Any, size: int) -> tuple[dict[st
         return json.loads(
             file.read(length), object_pairs_hook=lambda pairs: no_duplicates(path, pairs)
         ), 8 + length
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:  # of which one is a number with too many digits
         raise CheckpointError(f"{path} has a damaged header ({error}); download it again") from error
 
 
@@ -147,16 +159,20 @@ def read_entry(path: Path, name: str, value: Any, data: int) -> Entry:
         if not all(type(n) is int and n >= 0 for n in numbers):
             raise ValueError("a size or offset is no whole number")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the header's line for {name} is damaged ({error!r})") from error
+        raise CheckpointError(
+            f"{path}: the header's line for {name} is damaged ({error!r}); download the file again"
+        ) from error
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
-            f"{path}: {name} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}"
+            f"{path}: {name} has the unknown dtype {dtype!r}; convert it to one of {', '.join(DTYPES)}"
         )
     count = 1
     for n in shape:
         count *= n
     if end - start != count * DTYPES[dtype].itemsize:
-        raise CheckpointError(f"{path}: {name} has shape {shape} of {dtype} but {end - start} bytes of data")
+        raise CheckpointError(
+            f"{path}: {name} has shape {shape} of {dtype} but {end - start} bytes of data; download it again"
+        )
     return Entry(DTYPES[dtype], shape, data + start, data + end)
 
 
@@ -165,7 +181,9 @@ def check_layout(path: Path, entries: Mapping[str, Entry], data: int, size: int)
     at = data
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != at:
-            raise CheckpointError(f"{path}: the data of {name} begins at byte {entry.start}, not at {at}")
+            raise CheckpointError(
+                f"{path}: the data of {name} begins at byte {entry.start}, not at {at}; write the file again"
+            )
         at = entry.end
     if at > size:
         raise CheckpointError(

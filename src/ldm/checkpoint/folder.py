@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoint.fields import wrong
 from ldm.checkpoint.files import Entry, File
 from ldm.clip.tokenizer import Tokenizer, pair_of
 from ldm.errors import CheckpointError
@@ -37,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; download the folder again") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}; download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must be a JSON object, not {type(value).__name__}")
@@ -76,19 +77,48 @@ def open_component(folder: Path, variant: str | None = None) -> Store:
 
 def open_tokenizer(folder: Path, length: int, pad: str) -> Tokenizer:
     """The tokenizer of a folder: `vocab.json` and `merges.txt`, or what `tokenizer.json` has of them."""
-    special = folder / "special_tokens_map.json"
-    said = read_json(special).get("pad_token", pad) if special.is_file() else pad
-    pad = str(said["content"] if isinstance(said, dict) and "content" in said else said)
+    pad = pad_of(folder, pad)
     if (folder / "vocab.json").is_file() or not (folder / "tokenizer.json").is_file():
-        return Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt", length=length, pad=pad)
-    model = read_json(folder / "tokenizer.json").get("model", {})
+        found = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt", length=length, pad=pad)
+        refuse_added(folder / "added_tokens.json", found)
+        return found
+    path = folder / "tokenizer.json"
+    model = read_json(path).get("model", {})
     try:
         merges = [pair_of(pair) if isinstance(pair, str) else (pair[0], pair[1]) for pair in model["merges"]]
-        return Tokenizer(dict(model["vocab"]), merges, length=length, pad=pad)
+        found = Tokenizer(dict(model["vocab"]), merges, length=length, pad=pad)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{folder / 'tokenizer.json'} is not a byte-pair tokenizer: {error!r}"
+            f"{path} is not a byte-pair tokenizer ({error!r}); get vocab.json and merges.txt of the model"
         ) from error
+    refuse_added(folder / "added_tokens.json", found)
+    return found
+
+
+def pad_of(folder: Path, default: str) -> str:
+    """The piece that fills up, as either of two files says. Raises CheckpointError where they differ."""
+    said: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        config = read_json(folder / name) if (folder / name).is_file() else {}
+        value = config.get("pad_token", default)
+        piece = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(piece, str):
+            raise wrong(str(folder / name), "pad_token", f"a piece such as {default!r}", value)
+        if "pad_token" in config:
+            said[name] = piece
+    if len(set(said.values())) > 1:
+        pairs = " and ".join(f"{piece!r} in {name}" for name, piece in said.items())
+        raise CheckpointError(f"{folder}: pad_token is {pairs}; remove the wrong one")
+    return next(iter(said.values()), default)
+
+
+def refuse_added(path: Path, tokenizer: Tokenizer) -> None:
+    """Raises CheckpointError for tokens added to a vocabulary, which would change what prompts mean."""
+    for piece, i in (read_json(path) if path.is_file() else {}).items():
+        if tokenizer.vocab.get(piece) != i:
+            raise CheckpointError(
+                f"{path} adds {piece!r}, and added tokens are not supported; use the model without them"
+            )
 
 
 def variants(folder: Path, stem: str) -> dict[str, list[Path]]:

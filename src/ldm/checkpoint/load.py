@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.checkpoint.paths import source_path
 from ldm.checkpoint.plan import make_plan
 from ldm.checkpoint.report import Part
-from ldm.errors import CheckpointError, InputError
+from ldm.checkpoint.values import check_finite, narrowed
+from ldm.errors import CheckpointError
 from ldm.pipeline import Origin, Pipeline, check_dtype, find_device
 
 
@@ -32,24 +34,22 @@ def load(
     The networks are in evaluation mode and frozen; to train one, `pipe.unet.train().requires_grad_(True)`.
     Raises CheckpointError, naming file and key, for what cannot be loaded exactly; InputError; DeviceError.
     """
-    if source is not None and not isinstance(source, (str, Path)):
-        raise InputError(f"source must be a path or None, not {type(source).__name__}")
-    path = bundled() if source is None else Path(source).expanduser()
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} does not exist; give a .safetensors file or a folder with model_index.json"
-        )
+    path = bundled() if source is None else source_path(source)
     check_dtype(dtype)
     target = find_device(device)
     plan = make_plan(path, family, variant)
     if plan.report.problems:
-        raise CheckpointError(f"{path} cannot be loaded as {plan.family.name}: {plan.report.problems}")
+        raise CheckpointError(
+            f"{path} cannot be loaded as {plan.family.name}: {plan.report.problems}; "
+            "get the whole file again, or pass family=… if it is of another family"
+        )
     models = {part.name: fill(part, dtype, target, copy=copy) for part in plan.parts}
     tokenizer = plan.tokenizer()
     if len(tokenizer.vocab) > plan.family.text.vocab:
         raise CheckpointError(
             f"{path}: the tokenizer has {len(tokenizer.vocab)} pieces, "
-            f"but the text encoder's token embedding has {plan.family.text.vocab} rows"
+            f"but the text encoder's token embedding has {plan.family.text.vocab} rows; "
+            "get both from one model"
         )
     origin = Origin(
         layout=plan.report.layout,
@@ -74,20 +74,11 @@ def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) ->
         keep = file.entries[source.key].dtype == dtype and not copy and device.type == "cpu"
         # what is converted or moved is read tensor by tensor, so that never more than one is held twice
         theirs = file.view(source.key) if keep else file.read(source.key)
-        check_finite(theirs, f"{file.path}: {source.key}")
-        state[ours] = source.form.load(theirs).to(device=device, dtype=dtype)
+        name = f"{file.path}: {source.key}"
+        check_finite(theirs, name)
+        state[ours] = narrowed(source.form.load(theirs), dtype, name).to(device)
     part.model.load_state_dict(state, strict=True, assign=True)
     return part.model.eval().requires_grad_(False)
-
-
-def check_finite(tensor: Tensor, name: str) -> None:
-    """Raises CheckpointError naming a tensor with values that are not finite."""
-    # a sum shows NaN and infinity in one fast pass; it may overflow itself, so then every value is looked at
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise CheckpointError(
-            f"{name} has {bad} values that are not finite; the file is damaged, get it again"
-        )
 
 
 def extra(parts: tuple[Part, ...], name: str, *, copy: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """The single-file layout of the CompVis and Stability code: rules of names, and sizes read off a file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count as counter
 
 import numpy as np
@@ -20,12 +20,21 @@ MOST_LAYERS = 64  # of LDM's text encoder
 
 # Tensors a file may carry and no network uses.
 IGNORED = (
-    r"model_ema\..*",  # moving averages of the UNet's weights
+    r"(first_stage_model\.)?model_ema\..*",  # moving averages of a network's weights
+    r"first_stage_model\.loss\..*",  # what the autoencoder was trained with
     r"(alphas_cumprod|alphas_cumprod_prev|betas|log_one_minus_alphas_cumprod|posterior_log_variance_clipped"
     r"|posterior_mean_coef[12]|posterior_variance|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod"
-    r"|sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod)",  # the schedule, as tables
+    r"|sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod|logvar|lvlb_weights|ddim_\w+"
+    r"|denoiser\.sigmas)",  # the schedule, as tables
+    r"cond_stage_model\.(transformer\.)?logit_scale|cond_stage_model\.transformer\.text_projection\.weight",
     r"cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids",  # 0..76
 )
+
+
+def text_prefix(names: Iterable[str]) -> str:
+    """The prefix under which a file has its text encoder."""
+    found = [name for name in names if name.startswith(OLD_TEXT)]
+    return OLD_TEXT if found and not any(name.startswith(TEXT) for name in found) else TEXT
 
 
 def unet_rules(config: UNetConfig, linear: bool = False) -> list[Rule]:

@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from ldm.checkpoint import configs, diffusers, original, settings, sizes
 from ldm.checkpoint.detect import Finding, detect
+from ldm.checkpoint.evidence import Shapes
 from ldm.checkpoint.files import File
 from ldm.checkpoint.folder import Store, open_component, open_tokenizer, read_json
+from ldm.checkpoint.paths import source_path
 from ldm.checkpoint.report import Part, Report, compare, dtypes_in, shapes_in
 from ldm.checkpoint.table import Rule, table
 from ldm.clip import TextEncoder, Tokenizer
@@ -26,6 +29,8 @@ NETWORKS: dict[str, Callable[[Family], nn.Module]] = {
     "vae": lambda family: VAE(family.vae),
     "text_encoder": lambda family: TextEncoder(family.text),
 }
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,11 @@ def make_plan(source: Path, family: str | None = None, variant: str | None = Non
 
 def inspect(source: str | Path) -> Report:
     """What a file or folder is, from its headers alone. Raises CheckpointError for what cannot be read."""
-    if not isinstance(source, (str, Path)):
-        raise InputError(f"source must be a str or a Path, not {type(source).__name__}")
-    path = Path(source)
+    path = source_path(source)
     if not path.is_dir():
         file = File.open(path)
         found = detect(shapes_in(file.entries))
-        if found.family not in FAMILIES:
+        if found.family is None or (found.family not in FAMILIES and settings.KEY not in file.metadata):
             dtypes = dtypes_in(file.entries.values())
             return Report(str(path), found.family, "original", None, dtypes=dtypes, reasons=found.reasons)
     return make_plan(path).report
@@ -69,13 +72,8 @@ def file_plan(path: Path, name: str | None) -> Plan:
     """The plan of an official single file."""
     file = File.open(path)
     shapes = shapes_in(file.entries)
-    chosen, reasons = choose_family(path, name, detect(shapes))
-    prefix = original.TEXT if any(key.startswith(original.TEXT) for key in shapes) else original.OLD_TEXT
-    if name is None and settings.KEY in file.metadata:
-        family = settings.from_json(file.metadata[settings.KEY], str(path))
-        reasons = [f"the metadata {settings.KEY} says {family.name}", *reasons]
-    else:
-        family = at(path, lambda: sizes.family(shapes, family_named(chosen), prefix))
+    prefix = original.text_prefix(shapes)
+    family, reasons = file_family(file, shapes, name, prefix)
     check_sizes(path, family)
     rules = {
         "unet": original.unet_rules(family.unet),
@@ -85,6 +83,7 @@ def file_plan(path: Path, name: str | None) -> Plan:
     store = Store((file,))
     parts = tuple(part(name, family, rules[name], store) for name in NETWORKS)
     report = compare(path, "original", family, parts, original.IGNORED, reasons)
+    check_hearing(report, family)
 
     def tokenizer() -> Tokenizer:
         if settings.TOKENIZER in file.metadata:
@@ -94,11 +93,21 @@ def file_plan(path: Path, name: str | None) -> Plan:
     return Plan(report, family, parts, tokenizer, file.metadata, Dialect(prefix))
 
 
+def file_family(file: File, shapes: Shapes, asked: str | None, prefix: str) -> tuple[Family, list[str]]:
+    """The family of a single file and why: what was asked for, or the file says, or it shows."""
+    found = detect(shapes)
+    if asked is None and found.family and settings.KEY in file.metadata:
+        family = settings.from_json(file.metadata[settings.KEY], str(file.path))
+        return family, [f"the metadata {settings.KEY} says {family.name}", *found.reasons]
+    chosen, reasons = choose_family(file.path, asked, found)
+    return sizes.family(shapes, family_named(chosen), prefix), reasons
+
+
 def folder_plan(folder: Path, name: str | None, variant: str | None) -> Plan:
     """The plan of a diffusers folder."""
     index = read_json(folder / "model_index.json")
     unet = read_json(folder / "unet" / "config.json")
-    chosen, reasons = choose_family(folder, name, diffusers.detect(index, unet))
+    chosen, reasons = choose_family(folder, name, at(folder, lambda: diffusers.detect(index, unet)))
     stores = {part: open_component(folder / part, variant) for part in NETWORKS}
     shapes = {part: shapes_in(store.entries) for part, store in stores.items()}
     said = {part: read_json(folder / part / "config.json") for part in NETWORKS}
@@ -116,6 +125,9 @@ def folder_plan(folder: Path, name: str | None, variant: str | None) -> Plan:
     }
     parts = tuple(part(name, family, rules[name], stores[name]) for name in NETWORKS)
     report = compare(folder, "diffusers", family, parts, diffusers.IGNORED, reasons)
+    check_hearing(report, family)
+    if not report.problems:
+        at(folder, lambda: configs.agree(family, said))
 
     def tokenizer() -> Tokenizer:
         return open_tokenizer(folder / "tokenizer", family.text.length, family.pad)
@@ -131,21 +143,23 @@ def part(name: str, family: Family, rules: list[Rule], store: Store) -> Part:
 
 
 def choose_family(source: Path, asked: str | None, found: Finding) -> tuple[str, list[str]]:
-    """The name of a family known here. An argument wins, but not over tensors of another family."""
+    """The name of a family known here. An argument wins, but does not make a model of what is none."""
     because = "; ".join(found.reasons)
     if found.family is None:
-        raise CheckpointError(f"{source} is not a model that can be loaded: {because}")
+        raise CheckpointError(
+            f"{source} is not a model that can be loaded ({because}); give the file of a whole model"
+        )
+    if asked is not None:
+        return asked, [f"the argument family={asked!r}", *found.reasons]
     if found.family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise CheckpointError(
             f"{source} is of the family {found.family} ({because}); this version loads {known}"
         )
-    if asked is None:
-        return found.family, found.reasons
-    return asked, [f"the argument family={asked!r}", *found.reasons]
+    return found.family, found.reasons
 
 
-def at(source: Path, read: Callable[[], Family]) -> Family:
+def at(source: Path, read: Callable[[], T]) -> T:
     """What `read` gives, with the source named in its errors."""
     try:
         return read()
@@ -167,11 +181,20 @@ def check_sizes(source: Path, family: Family) -> None:
     for network, width, pieces, what in splits:
         if not width or width % pieces:
             raise CheckpointError(
-                f"{source}: {width} channels of the {network} cannot be split into {pieces} {what}"
+                f"{source}: {width} channels of the {network} cannot be split into {pieces} {what}; "
+                "correct its config, or get the model again"
             )
     if not (unet.res_blocks and vae.res_blocks and text.layers and unet.mid_depth):
-        raise CheckpointError(f"{source}: a network has no blocks at all; the file is not complete")
-    if text.width != unet.context_dim:
         raise CheckpointError(
-            f"{source}: the UNet hears tokens {unet.context_dim} wide, the text encoder's are {text.width}"
+            f"{source}: a network has no blocks at all; the file is not complete, get it again"
+        )
+
+
+def check_hearing(report: Report, family: Family) -> None:
+    """Raises CheckpointError where two networks, both of them complete, do not fit together."""
+    hears, says = family.unet.context_dim, family.text.width
+    if hears != says and not report.problems:
+        raise CheckpointError(
+            f"{report.source}: the UNet hears tokens {hears} wide, but the text encoder's are {says}; "
+            "get both from one model"
         )

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from ldm.checkpoint.files import NAMES, Entry
 from ldm.checkpoint.folder import Store
 from ldm.checkpoint.table import Source
 from ldm.families import Family
+
+TITLES = {"unet": "UNet", "vae": "autoencoder", "text_encoder": "text encoder"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Report:
     unexpected: list[str] = field(default_factory=list)  # tensors no network knows
     mismatched: list[str] = field(default_factory=list)  # tensors of another shape, each with both shapes
     ignored: list[str] = field(default_factory=list)  # tensors known to be of no use to the networks
+    absent: list[str] = field(default_factory=list)  # networks of which there is no tensor at all
     reasons: list[str] = field(default_factory=list)  # why it is taken for what it is
 
     def __str__(self) -> str:
@@ -65,7 +69,10 @@ class Report:
     def problems(self) -> str:
         """One sentence on what keeps the model from being loaded exactly; empty if nothing does."""
         kinds = ("missing", "unexpected", "mismatched")
-        return "; ".join(f"{kind}: {summary(names)}" for kind in kinds if (names := getattr(self, kind)))
+        whole = [f"there is no tensor of {name}" for name in self.absent]
+        return "; ".join(
+            [*whole, *(f"{kind}: {summary(names)}" for kind in kinds if (names := getattr(self, kind)))]
+        )
 
 
 def compare(
@@ -77,14 +84,17 @@ def compare(
     reasons: list[str],
 ) -> Report:
     """Every key of every network against every tensor of the files."""
-    missing, mismatched, used = [], [], set()
+    missing, mismatched, absent, used = [], [], [], set()
     entries: dict[str, Entry] = {}
     for p in parts:
         label = "" if layout == "original" else f"{p.name}/"
         entries |= {label + key: entry for key, entry in p.store.entries.items()}
-        for ours, tensor in p.model.state_dict().items():
-            key = label + p.table[ours].key
-            used.add(key)
+        keys = [label + source.key for source in p.table.values()]
+        used.update(keys)
+        if not any(key in entries for key in keys):
+            prefix = commonprefix(keys)  # noqa: RUF071, for these are no paths
+            absent.append(f"the {TITLES[p.name]} ({prefix}*)")
+        for key, (ours, tensor) in zip(keys, p.model.state_dict().items(), strict=True):
             if key not in entries:
                 missing.append(key)
             elif problem := difference(entries[key], p.table[ours].form.shape(tuple(tensor.shape))):
@@ -104,6 +114,7 @@ def compare(
         unexpected=[key for key in others if key not in set(known)],
         mismatched=mismatched,
         ignored=known,
+        absent=absent,
         reasons=reasons,
     )
 

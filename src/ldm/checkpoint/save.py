@@ -1,6 +1,7 @@
 """From a Pipeline to a file or folder, which is there completely or not at all."""
 
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 from ldm.checkpoint import configs, diffusers, original, settings, sizes
 from ldm.checkpoint.files import replacing, sync_folder, write
 from ldm.checkpoint.folder import STEMS
+from ldm.checkpoint.paths import target_path
 from ldm.checkpoint.table import Rule, assemble, table
+from ldm.checkpoint.values import narrowed
 from ldm.clip import Tokenizer
 from ldm.errors import CheckpointError, InputError
 from ldm.families import SD1, Family
 from ldm.pipeline import Dialect, Origin, Pipeline, check_dtype
 
 LAYOUTS = ("original", "diffusers")
+PLAIN = r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"  # ends of the names of weights of no variant
 
 
 def save(
@@ -27,21 +31,25 @@ def save(
 ) -> None:
     """Write a pipeline's model. Saving over the file it was loaded from is safe.
 
-    layout  "original", one safetensors file; "diffusers", a folder; None: that of the source, else "original"
+    path    a link is followed: what it leads to is written
+    layout  "original", one safetensors file; "diffusers", a folder; None: a file where the path ends in
+            .safetensors, else the layout of the source, else a file
     dtype   of the weights; None gives each tensor the dtype it had in its file, so that saving what was
             loaded gives back every tensor bit for bit, unless it would then lose something
     Raises InputError; CheckpointError, with nothing changed, if it cannot be written.
     """
-    layout = layout or pipe.origin.layout or "original"
+    if not isinstance(pipe, Pipeline):
+        raise InputError(f"pipe must be a Pipeline, not {type(pipe).__name__}: call ldm.save(pipe, path)")
+    target = target_path(path)
+    one_file = Path(path).suffix == ".safetensors"
+    if layout is None:
+        layout = "original" if one_file else pipe.origin.layout or "original"
     if layout not in LAYOUTS:
         raise InputError(f"layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
+    if layout == "diffusers" and one_file:
+        raise InputError(f"layout 'diffusers' is a folder, and {path} ends in .safetensors; leave that off")
     dtype = None if dtype is None else check_dtype(dtype)
-    if not isinstance(path, (str, Path)):
-        raise InputError(f"path must be a str or a Path, not {type(path).__name__}")
-    path = Path(path).expanduser()
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path.parent} is not a folder; make it first")
-    (save_file if layout == "original" else save_folder)(pipe, path, dtype)
+    (save_file if layout == "original" else save_folder)(pipe, target, dtype)
 
 
 def save_file(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
@@ -75,9 +83,7 @@ def metadata(pipe: Pipeline, tensors: dict[str, Tensor]) -> dict[str, str]:
 
 def told_by(shapes: dict[str, tuple[int, ...]], family: Family) -> bool:
     """Whether a reader of these shapes alone would arrive at the family."""
-    prefix = original.TEXT if any(key.startswith(original.TEXT) for key in shapes) else original.OLD_TEXT
-    read = sizes.family(shapes, SD1, prefix)
-    return read == family
+    return sizes.family(shapes, SD1, original.text_prefix(shapes)) == family
 
 
 def save_folder(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
@@ -109,12 +115,16 @@ def save_folder(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
 def renamed(
     name: str, network: nn.Module, rules: list[Rule], origin: Origin, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """A network's tensors under a layout's names, in its forms and in the dtype to write."""
-    state = {}
-    for ours, tensor in network.state_dict().items():
+    """A network's tensors under a layout's names, in its forms and in the dtype to write.
+
+    Raises CheckpointError for a value beyond that dtype.
+    """
+    state = network.state_dict()
+    sources = table(state, rules)
+    for ours, tensor in state.items():
         was = origin.dtypes.get(f"{name}/{ours}", tensor.dtype)
-        state[ours] = tensor.to(dtype) if dtype else back(tensor, was)
-    return assemble(state, table(state, rules))
+        state[ours] = narrowed(tensor, dtype, sources[ours].key) if dtype else back(tensor, was)
+    return assemble(state, sources)
 
 
 def back(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -139,11 +149,20 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes the place of `path` when it is complete; files that we do not write are kept."""
+    """A folder that takes the place of `path` when it is complete; files that we do not write are kept.
+
+    Weights that the new ones replace go. Other weights of the old networks, such as a variant (….fp16), are
+    the user's, so they are not deleted, and belong to the old model, so they may not stay: CheckpointError.
+    """
     mark = secrets.token_hex(4)
     new, old = path.with_name(f".{path.name}.{mark}.tmp"), path.with_name(f".{path.name}.{mark}.old")
     if path.is_dir() and any(path.iterdir()) and not (path / "model_index.json").is_file():
         raise CheckpointError(f"{path} is a folder with other things in it; give a new one")
+    if stale := [file for file, replaced in weights_in(path).items() if not replaced]:
+        raise CheckpointError(
+            f"{stale[0]} would stay beside the new weights, though it is of the old model; "
+            "remove it, or give a new folder"
+        )
     try:
         new.mkdir()
         yield new
@@ -164,10 +183,20 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def keep_others(old: Path, new: Path) -> None:
-    """Copy what the new folder lacks, but not the weights it supersedes."""
-    superseded = {name for stem in STEMS for name in old.glob(f"{stem}/*.safetensors*")}
+    """Copy what the new folder lacks, but not the weights it replaces."""
+    replaced = weights_in(old)
     for source in old.rglob("*"):
         target = new / source.relative_to(old)
-        if source.is_file() and not target.exists() and source not in superseded:
+        if source.is_file() and not target.exists() and source not in replaced:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
+
+
+def weights_in(folder: Path) -> dict[Path, bool]:
+    """The files of weights of a folder's networks, and whether what we write replaces each."""
+    files = [file for name in STEMS for file in sorted(folder.glob(f"{name}/*"))]
+    return {
+        file: bool(re.fullmatch(rf"{STEMS[file.parent.name]}{PLAIN}", file.name))
+        for file in files
+        if re.search(r"\.(safetensors|bin)\b", file.name)
+    }

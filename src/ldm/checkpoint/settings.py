@@ -1,20 +1,42 @@
 """A Family as JSON in a file's metadata, for models whose settings no preset has and no tensor tells."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from ldm.checkpoint.configs import LAWS, PREDICTIONS, SPACINGS, name_in
+from ldm.checkpoint.configs import LAWS, MOST_SCALE, MOST_SIDE, MOST_STEPS, PREDICTIONS, SPACINGS
+from ldm.checkpoint.fields import Json, choose, flag, name_in, real, text, whole, wrong
 from ldm.clip import CLIPConfig, Tokenizer
+from ldm.clip.text import ACTIVATIONS
 from ldm.errors import CheckpointError
 from ldm.families import Family
 from ldm.families import family as family_named
 from ldm.schedulers import Schedule
+from ldm.schedulers.samplers import SAMPLERS
 from ldm.unet.config import UNetConfig
 from ldm.vae.config import VAEConfig
 
 KEY, TOKENIZER = "ldm.family", "ldm.tokenizer"  # names in the metadata of a safetensors file
 PLAIN = ("pad", "size", "sampler", "set_alpha_to_one", "steps", "guidance")
+DAMAGED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)  # what JSON of another form raises
+
+# The least and most of what is counted; a network of the most is still built in seconds.
+BOUNDS = {
+    "depth": (0, 24), "mid_depth": (0, 24), "res_blocks": (1, 8), "layers": (1, 128), "skip": (0, 127),
+    "size": (1, 2**7 * MOST_SIDE), "steps": (1, MOST_STEPS),
+}  # fmt: skip
+USUAL = (1, 2**17)  # widths, vocabularies
+MOST_LEVELS = 8
+RANGES = {"beta_start": (0, 1), "beta_end": (0, 1), "scale": (0, MOST_SCALE), "guidance": (-1e3, 1e3)}
+
+Config = TypeVar("Config")
 
 
 def to_json(family: Family) -> str:
@@ -31,24 +53,71 @@ def to_json(family: Family) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def from_json(text: str, source: str) -> Family:
+def from_json(written: str, source: str) -> Family:
     """The inverse of `to_json`. Raises CheckpointError naming the source."""
     try:
-        said = json.loads(text)
-        builders: dict[str, Any] = {"unet": UNetConfig, "vae": VAEConfig, "text": CLIPConfig}
-        parts: dict[str, Any] = {
-            part: build(**{name: tuple(x) if isinstance(x, list) else x for name, x in said[part].items()})
-            for part, build in builders.items()
-        }
-        schedule = Schedule(**(said["schedule"] | {"law": LAWS[said["schedule"]["law"]]}))
-        functions: dict[str, Any] = {
-            "prediction": PREDICTIONS[said["prediction"]],
-            "spacing": SPACINGS[said["spacing"]],
-        }
-        plain: dict[str, Any] = {field: said[field] for field in PLAIN}
-        return replace(family_named(said["name"]), schedule=schedule, **parts, **functions, **plain)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = json.loads(written)
+        law = choose("schedule", said["schedule"], "law", LAWS, "")
+        schedule = build("schedule", Schedule, without(said["schedule"], "law"))
+        plain = {field: said[field] for field in PLAIN}
+        found = replace(
+            build("settings", Family, plain | {"name": family_named(said["name"]).name}),
+            unet=build("unet", UNetConfig, said["unet"]),
+            vae=build("vae", VAEConfig, said["vae"]),
+            text=build("text", CLIPConfig, said["text"]),
+            schedule=replace(schedule, law=law),
+            prediction=choose("settings", said, "prediction", PREDICTIONS, ""),
+            spacing=choose("settings", said, "spacing", SPACINGS, ""),
+        )
+        check_levels(found)
+        choose("settings", said, "sampler", SAMPLERS, "")
+        choose("text", said["text"], "activation", ACTIVATIONS, "quick_gelu")
+        return found
+    except DAMAGED as error:
         raise CheckpointError(f"{source}: the metadata {KEY} is damaged ({error}); pass family=…") from error
+
+
+def build(part: str, kind: Callable[..., Config], said: Json) -> Config:
+    """A config of a class, each value checked against the type and the bounds of its field."""
+    hints = get_type_hints(kind)
+    if unknown := said.keys() - hints.keys():
+        raise CheckpointError(f"{part}: {', '.join(sorted(unknown))} is not known")
+    return kind(**{field: value_of(part, said, field, hints[field]) for field in said})
+
+
+def value_of(part: str, said: Json, field: str, hint: Any) -> Any:
+    """One value: a number, flag or text, one of them or None, or one of them for each level."""
+    value, options = said[field], get_args(hint)
+    if value is None and type(None) in options:
+        return None
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list) or len(value) > MOST_LEVELS:
+            raise wrong(part, field, f"a list of at most {MOST_LEVELS}", value)
+        return tuple(value_of(part, {field: item}, field, options[0]) for item in value)
+    kind = options[0] if options else hint
+    if kind is int:
+        return whole(part, said, field, 0, *BOUNDS.get(field, USUAL))
+    if kind is float:
+        return real(part, said, field, 0, *RANGES[field])
+    return flag(part, said, field, False) if kind is bool else text(part, said, field, "")
+
+
+def check_levels(family: Family) -> None:
+    """Raises CheckpointError where lists that go by level do not have one item for each."""
+    unet, vae = family.unet, family.vae
+    lists = {"unet: depth": (unet.depth, unet.channels), "vae: channels": (vae.channels, vae.channels)}
+    lists |= {"unet: crossing": (unet.crossing or unet.channels, unet.channels)}
+    lists |= {"vae: attention": (vae.attention or vae.channels, vae.channels)}
+    if family.text.skip > family.text.layers:
+        raise CheckpointError(f"text: skip is more than the {family.text.layers} layers")
+    for name, (found, levels) in lists.items():
+        if not levels or len(found) != len(levels):
+            raise CheckpointError(f"{name} has {len(found)} items for {len(levels)} levels")
+
+
+def without(config: Json, field: str) -> Json:
+    """A JSON object but for a field."""
+    return {name: value for name, value in config.items() if name != field}
 
 
 def tokenizer_to_json(tokenizer: Tokenizer) -> str:
@@ -62,5 +131,7 @@ def tokenizer_from_json(text: str, source: str, family: Family) -> Tokenizer:
         said = json.loads(text)
         merges = [(left, right) for left, right in said["merges"]]
         return Tokenizer(dict(said["vocab"]), merges, length=family.text.length, pad=family.pad)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: the metadata {TOKENIZER} is damaged ({error})") from error
+    except DAMAGED as error:
+        raise CheckpointError(
+            f"{source}: the metadata {TOKENIZER} is damaged ({error}); get the file again"
+        ) from error

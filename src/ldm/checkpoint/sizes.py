@@ -6,7 +6,7 @@ What names and shapes cannot tell, such as the number of heads, is taken from a 
 import re
 from dataclasses import replace
 
-from ldm.checkpoint.evidence import Shapes, commonest, count, under, vote
+from ldm.checkpoint.evidence import Shapes, commonest, count, read_or, under, vote
 from ldm.checkpoint.original import TEXT, UNET, VAE
 from ldm.clip.bert import BERTConfig
 from ldm.clip.config import CLIPConfig
@@ -18,14 +18,14 @@ RES = r"(?:in_layers\.2|out_layers\.[03]|emb_layers\.1)\.(?:weight|bias)"
 
 
 def family(shapes: Shapes, preset: Family, text: str = TEXT) -> Family:
-    """A preset with the sizes of a file; text: the prefix of its text encoder. Raises CheckpointError."""
-    vae = vae_config(under(shapes, VAE), preset.vae)
+    """A preset with the sizes of a file, as far as it has them; text: the prefix of its text encoder."""
+    vae = read_or(preset.vae, vae_config, under(shapes, VAE))
     unet = replace(preset.unet, in_channels=vae.latent_channels, out_channels=vae.latent_channels)
     return replace(
         preset,
         vae=vae,
-        unet=unet_config(under(shapes, UNET), unet),
-        text=text_config(under(shapes, text), preset.text),
+        unet=read_or(unet, unet_config, under(shapes, UNET)),
+        text=read_or(preset.text, text_config, under(shapes, text)),
     )
 
 

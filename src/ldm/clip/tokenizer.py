@@ -10,13 +10,14 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property, lru_cache
+from heapq import heappop, heappush
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ldm.checks import texts
 from ldm.errors import CheckpointError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -39,8 +40,15 @@ class Tokenizer:
         for piece in (START, END, pad):
             if piece not in vocab:
                 raise CheckpointError(
-                    f"the vocabulary has no piece {piece!r}, so it is not a CLIP vocabulary"
+                    f"the vocabulary has no piece {piece!r}, so it is not a CLIP vocabulary; "
+                    "copy it from the model again"
                 )
+        ids = list(vocab.values())
+        if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
+            raise CheckpointError(
+                "the vocabulary has ids that are negative, repeated or no whole numbers; "
+                "copy it from the model again"
+            )
         self.vocab, self.merges, self.length, self.pad = vocab, list(merges), length, pad
         self.rank = {pair: i for i, pair in enumerate(merges)}
         self._pieces = lru_cache(maxsize=2**16)(self._merge)
@@ -64,22 +72,25 @@ class Tokenizer:
             ids = json.loads(Path(vocab).read_text("utf-8"))
             lines = Path(merges).read_text("utf-8").strip().split("\n")[1:]
             pairs = [pair_of(line) for line in lines]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{vocab} and {merges} cannot be read as a CLIP vocabulary: {error}"
+                f"{vocab} and {merges} cannot be read as a CLIP vocabulary: {error}; copy them again"
             ) from error
-        if not isinstance(ids, dict) or not all(isinstance(i, int) for i in ids.values()):
+        if not isinstance(ids, dict):
             raise CheckpointError(
                 f"{vocab} must be one JSON object of piece: id; copy it from the model again"
             )
         if not pairs and len(ids) > len(vocabulary([])):
             raise CheckpointError(f"{merges} has no merges, but {vocab} has merged pieces; copy it again")
-        return cls(ids, pairs, length=length, pad=pad)
+        try:
+            return cls(ids, pairs, length=length, pad=pad)
+        except CheckpointError as error:
+            raise CheckpointError(f"{vocab}: {error}") from error
 
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """int64 [b length]."""
-        rows = [self.fit(self.encode(prompt)) for prompt in prompts]
-        return torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.length)
+    def __call__(self, prompts: str | Sequence[str]) -> Tensor:
+        """One or several prompts, a str or a list of str -> int64 [b length]. Raises InputError."""
+        rows = [self.fit(self.encode(prompt)) for prompt in texts("prompts", prompts)]
+        return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(len(rows), self.length)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start, end and padding; of any length."""
@@ -94,6 +105,7 @@ class Tokenizer:
         room = self.length - 2
         if len(ids) > room:
             lost = "".join(self._text[i] for i in ids[room:]).replace("</w>", " ").strip()
+            lost = lost if len(lost) <= 200 else f"{lost[:200]}…"
             log.warning("the prompt has %d tokens and %d fit; lost: %r", len(ids), room, lost)
         ids = [self.vocab[START], *ids[:room], self.vocab[END]]
         return ids + [self.vocab[self.pad]] * (self.length - len(ids))
@@ -113,13 +125,7 @@ class Tokenizer:
         if word in (START, END):
             return (word,)
         chars = [byte_characters()[byte] for byte in word.encode("utf-8")]
-        pieces = (*chars[:-1], chars[-1] + "</w>")
-        while len(pieces) > 1:
-            best = min(pairwise(pieces), key=lambda pair: self.rank.get(pair, len(self.rank)))
-            if best not in self.rank:
-                break
-            pieces = join(pieces, best)
-        return pieces
+        return merged([*chars[:-1], chars[-1] + "</w>"], self.rank)
 
     @cached_property
     def _text(self) -> dict[int, str]:
@@ -161,6 +167,39 @@ def vocabulary(merges: Sequence[Pair]) -> dict[str, int]:
     bytes_ = list(byte_characters().values())
     pieces = [*bytes_, *(b + "</w>" for b in bytes_), *(a + b for a, b in merges), START, END]
     return {piece: i for i, piece in enumerate(pieces)}
+
+
+def merged(pieces: Sequence[str], rank: dict[Pair, int]) -> tuple[str, ...]:
+    """While any neighbours are a pair of known rank, all pairs of the lowest are joined, from the left.
+
+    A heap holds (rank, place) of all such neighbours, so that a word of n letters takes n log n.
+    """
+    row, end = list(pieces), len(pieces)  # a piece stays at its first letter's place; "" was joined
+    after, before = list(range(1, end + 1)), list(range(-1, end - 1))
+    heap: list[tuple[int, int]] = []
+
+    def offer(i: int) -> None:
+        if i >= 0 and after[i] < end and (r := rank.get((row[i], row[after[i]]))) is not None:
+            heappush(heap, (r, i))
+
+    for i in range(end):
+        offer(i)
+    while heap:
+        lowest, places = heap[0][0], []
+        while heap and heap[0][0] == lowest:
+            places.append(heappop(heap)[1])
+        joined = []
+        for i in places:
+            j = after[i]
+            if row[i] and j < end and rank.get((row[i], row[j])) == lowest:  # not joined to another meanwhile
+                row[i], row[j], after[i] = row[i] + row[j], "", after[j]
+                if after[i] < end:
+                    before[after[i]] = i
+                joined.append(i)
+        for i in joined:
+            offer(before[i])
+            offer(i)
+    return tuple(piece for piece in row if piece)
 
 
 def join(pieces: tuple[str, ...], pair: Pair) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.checks import dense, number
+from ldm.errors import InputError
+
 Law = Callable[[float, float, int], np.ndarray]
 
 
@@ -89,9 +92,13 @@ class Schedule:
         return np.log(self.alphas / self.sigmas)
 
     def at(self, t: float) -> Level:
-        """The level at time t in [0, steps - 1]; between whole steps lambda is interpolated."""
+        """The level at time t in [0, steps - 1]; between whole steps lambda is interpolated.
+
+        Raises InputError for a t outside.
+        """
+        t = number("t", t, 0, self.steps - 1)
         lam = float(np.interp(t, np.arange(self.steps), self._lam))
-        return level_at(float(t), lam)
+        return level_at(t, lam)
 
     def at_lam(self, lam: float) -> Level:
         """The level of a given lambda within the schedule's range: the inverse of `at`."""
@@ -99,8 +106,16 @@ class Schedule:
         return level_at(t, lam)
 
     def levels(self, t: Tensor) -> Levels:
-        """The levels of a batch of whole training steps t [b], on t's device, in float32."""
-        i = t.cpu().numpy()
+        """The levels of a batch of whole training steps t [b], on t's device, in float32.
+
+        Raises InputError for anything but whole numbers from 0 to steps - 1.
+        """
+        i = dense("t", t, "a tensor [b]", (None,)).cpu().numpy()
+        if i.dtype.kind not in "iu" or i.min() < 0 or i.max() >= self.steps:
+            raise InputError(
+                f"t must be whole training steps from 0 to {self.steps - 1}, not {i.dtype} from {i.min()} "
+                f"to {i.max()}; between them there is only schedule.at(t)"
+            )
         alpha, sigma = (
             torch.as_tensor(table[i], dtype=torch.float32, device=t.device).reshape(-1, 1, 1, 1)
             for table in (self.alphas, self.sigmas)
@@ -108,7 +123,7 @@ class Schedule:
         return Levels(t, alpha, sigma)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t eps. x0 and eps [b c h w], t [b] whole training steps."""
+        """x_t = alpha_t x_0 + sigma_t eps. x0 and eps [b c h w], t [b] as in `levels`."""
         level = self.levels(t)
         return level.alpha * x0 + level.sigma * eps
 

@@ -23,18 +23,39 @@ class Prediction(NamedTuple):
     x0: Callable[[Tensor, Tensor, Level | Levels], Tensor]  # (x, out, level) -> the clean latent it implies
 
 
-EPS = Prediction(
-    "eps",
-    target=lambda x0, eps, level: eps,
-    x0=lambda x, out, level: (x - level.sigma * out) / level.alpha,
-)
-V = Prediction(
-    "v",
-    target=lambda x0, eps, level: level.alpha * eps - level.sigma * x0,
-    x0=lambda x, out, level: level.alpha * x - level.sigma * out,
-)
-X0 = Prediction(
-    "x0",
-    target=lambda x0, eps, level: x0,
-    x0=lambda x, out, level: out,
-)
+# Functions with names, so that a family can be pickled.
+
+
+def eps_target(x0: Tensor, eps: Tensor, level: Level | Levels) -> Tensor:
+    """out = eps."""
+    return eps
+
+
+def eps_x0(x: Tensor, out: Tensor, level: Level | Levels) -> Tensor:
+    """x0 = (x - sigma out) / alpha."""
+    return (x - level.sigma * out) / level.alpha
+
+
+def v_target(x0: Tensor, eps: Tensor, level: Level | Levels) -> Tensor:
+    """out = alpha eps - sigma x0."""
+    return level.alpha * eps - level.sigma * x0
+
+
+def v_x0(x: Tensor, out: Tensor, level: Level | Levels) -> Tensor:
+    """x0 = alpha x - sigma out."""
+    return level.alpha * x - level.sigma * out
+
+
+def x0_target(x0: Tensor, eps: Tensor, level: Level | Levels) -> Tensor:
+    """out = x0."""
+    return x0
+
+
+def x0_x0(x: Tensor, out: Tensor, level: Level | Levels) -> Tensor:
+    """x0 = out."""
+    return out
+
+
+EPS = Prediction("eps", eps_target, eps_x0)
+V = Prediction("v", v_target, v_x0)
+X0 = Prediction("x0", x0_target, x0_x0)

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from ldm.checks import number, shown
 from ldm.errors import InputError
 from ldm.schedulers.forward import CLEAN, Level, Schedule
 from ldm.schedulers.solvers import Denoise, ddim
@@ -65,12 +66,10 @@ def sampler(name: str, *, spacing: str | Spacing | None = None, eta: float | Non
     if spacing is not None:
         spacing = look_up("spacing", spacing, SPACINGS) if isinstance(spacing, str) else spacing
         if not callable(spacing):
-            raise InputError(f"spacing must be a name or a function, not {spacing!r}")
+            raise InputError(f"spacing must be a name or a function, not {shown(spacing)}")
         chosen = replace(chosen, spacing=spacing)
     if eta is not None:
-        if not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
-            raise InputError(f"eta must be a number from 0 to 1, not {eta!r}")
-        chosen = replace(chosen, eta=float(eta))
+        chosen = replace(chosen, eta=number("eta", eta, 0, 1))
     return chosen
 
 
@@ -80,4 +79,4 @@ def look_up(kind: str, name: str, table: dict[str, T]) -> T:
         return table[name]
     near = get_close_matches(str(name), table, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InputError(f"unknown {kind} {name!r}; {hint}there are {', '.join(table)}")
+    raise InputError(f"unknown {kind} {shown(name)}; {hint}there are {', '.join(table)}")

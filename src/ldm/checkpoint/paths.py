@@ -1,0 +1,48 @@
+"""Where models are read and written, from what a caller gave as a path."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from reprlib import repr as brief
+
+from ldm.errors import CheckpointError, InputError
+
+
+def source_path(source: str | Path) -> Path:
+    """A file or folder that is there. Raises InputError; CheckpointError if it is not."""
+    with usable("source", source):
+        path = Path(source).expanduser()
+        there = path.exists()
+    if not there:
+        raise CheckpointError(
+            f"{path} does not exist; give a .safetensors file or a folder with model_index.json"
+        )
+    return path
+
+
+def target_path(path: str | Path) -> Path:
+    """A place in a folder that is there; links are followed, so that what they lead to is written.
+
+    Raises InputError; CheckpointError.
+    """
+    with usable("path", path):
+        target = Path(path).expanduser().resolve()
+        there = target.parent.is_dir()
+        target.exists()  # complains about what can be no name
+    if not there:
+        raise CheckpointError(f"{target.parent} is not a folder; make it first")
+    return target
+
+
+@contextmanager
+def usable(argument: str, path: str | Path) -> Iterator[None]:
+    """Within the block the system's complaints about a path become errors that name it."""
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"{argument} must be a str or a Path, not {type(path).__name__}")
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{brief(str(path))} cannot be used as a path ({reason}); correct it"
+        ) from error

@@ -1,0 +1,114 @@
+"""Checks of one argument each, shared by all doors: what fits is given back, all else is an InputError."""
+
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.errors import InputError
+
+Shape = tuple[int | None, ...]  # None is any size but 0
+
+
+def whole(name: str, value: Any, most: int, default: int | None = None, least: int = 1) -> int:
+    """A whole number from `least` to `most`; None is the default."""
+    value = default if value is None else value
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        value = operator.index(value)
+    except (TypeError, RuntimeError):  # RuntimeError: a tensor without values
+        raise InputError(f"{name} must be a whole number, not {shown(value)}") from None
+    if not least <= value <= most:
+        remedy = "larger" if value < least else "smaller"
+        raise InputError(f"{name} must be from {least} to {most}, not {shown(value)}; make it {remedy}")
+    return value
+
+
+def number(name: str, value: Any, least: float, most: float) -> float:
+    """A number from `least` to `most`."""
+    good = isinstance(value, Real) and not isinstance(value, bool)
+    if not good or not least <= value <= most:
+        raise InputError(f"{name} must be a number from {least} to {most}, not {shown(value)}")
+    return float(value)
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of the names."""
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
+    return value
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """One or several texts as a list."""
+    rows = [value] if isinstance(value, str) else value
+    if not isinstance(rows, (list, tuple)):
+        raise InputError(f"{name} must be a str or a list of str, not {type(value).__name__}")
+    for row in rows:
+        if not isinstance(row, str):
+            raise InputError(f"{name} must be a str or a list of str, not with {type(row).__name__} in it")
+        try:
+            row.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{name} is not valid Unicode: {error.reason} at character {error.start}; take it out"
+            ) from None
+    return list(rows)
+
+
+def dense(name: str, value: Any, wanted: str, *shapes: Shape) -> Tensor:
+    """A tensor of one of the shapes, unchanged; it holds real numbers. `wanted` says so in the message."""
+    good = isinstance(value, Tensor) and value.layout == torch.strided
+    if (
+        not good
+        or value.is_meta
+        or value.is_complex()
+        or not any(fits(value.shape, shape) for shape in shapes)
+    ):
+        raise InputError(f"{name} must be {wanted} of real numbers, not {shown(value)}")
+    return value
+
+
+def real(name: str, value: Any, wanted: str, *shapes: Shape) -> Tensor:
+    """A numpy array or tensor of one of the shapes as float32, detached. `wanted` is for the message."""
+    if not isinstance(value, np.ndarray):
+        return dense(name, value, wanted, *shapes).detach().float()
+    plain = value.dtype.kind in "buif" and value.dtype.itemsize <= 8  # torch has no long double
+    if not plain or not any(fits(value.shape, shape) for shape in shapes):
+        raise InputError(f"{name} must be {wanted} of real numbers, not {shown(value)}")
+    with np.errstate(over="ignore"):  # becomes infinite, and is then out of range
+        # a copy, because the array may be read-only, turned round or of another byte order
+        return torch.from_numpy(np.array(value, np.float32, order="C"))
+
+
+def inside(x: Tensor, least: float, most: float) -> bool:
+    """Whether all values are from `least` to `most`, and numbers."""
+    x = x.detach().float()
+    return bool(((x >= least) & (x <= most)).all())
+
+
+def are_bytes(value: np.ndarray | Tensor) -> bool:
+    """Whether an array or tensor is uint8, levels from 0 to 255."""
+    return str(value.dtype).removeprefix("torch.") == "uint8"
+
+
+def fits(found: Sequence[int], shape: Shape) -> bool:
+    return len(found) == len(shape) and all(n == m if m else n for n, m in zip(found, shape, strict=True))
+
+
+def shown(value: Any) -> str:
+    """A value in a few words."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype}, {value.layout} on {value.device}"
+    if isinstance(value, np.ndarray):
+        return f"an array {value.shape} of {value.dtype}"
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"a huge {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,64 @@
+"""The command `ldm` refuses what cannot be done with one sentence and exit code 2, before it draws."""
+
+from pathlib import Path
+
+import pytest
+
+from ldm.cli import main
+from ldm.pipeline import Pipeline
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """No call of a pipeline gets as far as its networks."""
+    monkeypatch.setattr(Pipeline, "start", lambda *a: pytest.fail("a network ran"))
+
+
+def refused(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    error = capsys.readouterr().err
+    assert code == 2 and error.startswith("ldm: ") and error.count("\n") == 1
+    return error
+
+
+def test_a_picture_is_drawn_and_more_are_numbered(file, tmp_path, capsys):
+    assert main(["sample", "a", "--model", str(file), "-o", str(tmp_path / "a.png"), "--steps", "1"]) == 0
+    assert (
+        main(["sample", "a", "--model", str(file), "-o", str(tmp_path / "b.png"), "-n", "2", "--steps", "1"])
+        == 0
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b-1.png", "b-2.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--size", "100000x64"], "8192"),
+        (["--size", "8192x8192"], "pixels"),
+        (["--guidance", "1e39"], "guidance_scale"),
+        (["-n", "0"], "-n"),
+        (["-n", "1000000000"], "-n"),
+        (["--steps", "0"], "num_inference_steps"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence(file, tmp_path, capsys, never, options, word):
+    out = tmp_path / "a.png"
+    assert word in refused(capsys, "sample", "a", "--model", file, "-o", out, *options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["folder.png", "none/a.png", "a.gif", f"{'a' * 300}.png", "file.png/a.png"])
+def test_a_place_that_cannot_be_written_is_noticed_before_drawing(file, tmp_path, capsys, never, out):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file.png").touch()
+    assert "--out" in refused(capsys, "sample", "a", "--model", file, "-o", tmp_path / out)
+
+
+def test_a_numbered_name_that_is_a_folder_is_noticed(file, tmp_path, capsys, never):
+    (tmp_path / "a-2.png").mkdir()
+    assert "a-2.png" in refused(capsys, "sample", "a", "--model", file, "-o", tmp_path / "a.png", "-n", 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
+def test_a_folder_that_cannot_be_written_is_noticed(file, capsys, never):
+    assert "/proc/self" in refused(capsys, "sample", "a", "--model", file, "-o", "/proc/self/a.png")
