@@ -46,10 +46,10 @@ def preset(name: str) -> UNetConfig:
 
 def matches(model: nn.Module, rules: list[Rule], shapes: dict[str, tuple[int, ...]]) -> set[str]:
     """The keys of a file that a network uses, each with the right shape; all of ours are there."""
-    used = set()
-    for ours, (key, form) in table(model.state_dict(), rules).items():
+    used, state = set(), model.state_dict()
+    for ours, (key, form) in table(state, rules).items():
         assert key in shapes, f"{ours} is sought as {key}"
-        assert form.shape(tuple(model.state_dict()[ours].shape)) == shapes[key], key
+        assert form.shape(tuple(state[ours].shape)) == shapes[key], key
         used.add(key)
     return used
 

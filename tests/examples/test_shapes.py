@@ -151,6 +151,7 @@ TINY = Recipe(
     ),
     width=24, layers=1, scenes=12, reader_batch=4, decoder_batch=1, batch=4,
     reader_plan=Plan(steps=2, lr=1e-3, log_every=1),
+    polish_plan=Plan(steps=2, lr=1e-3, ema=0.9, log_every=1),
     decoder_plan=Plan(steps=2, lr=1e-3, log_every=1),
     plan=Plan(steps=6, lr=1e-3, ema=0.9, log_every=1),
 )  # fmt: skip
@@ -186,7 +187,7 @@ def test_a_run_that_stops_and_goes_on_makes_the_same_weights(tmp_path: Path):
         run_recipe(replace(TINY, plan=stopping), halved)
     run_recipe(TINY, halved)
     for which in ("net", "ema"):
-        a, b = (weights(run / "painter.safetensors", which) for run in (whole, halved))
+        a, b = (weights(run / "polish.safetensors", which) for run in (whole, halved))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
 
