@@ -33,9 +33,9 @@ def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
     """The sizes of a UNet, names without prefix; what sizes cannot tell is the preset's."""
     levels: list[list[tuple[int, int]]] = [[]]  # width and attention of each block, by level
     blocks = [under(shapes, f"input_blocks.{n}.") for n in range(1, count(shapes, r"input_blocks\.(\d+)\."))]
-    strided = any("0.op.weight" in block for block in blocks)
+    strided = any(key.startswith("0.op.") for block in blocks for key in block)
     for n, block in enumerate(blocks):
-        if "0.op.weight" in block or "0.op.bias" in block:
+        if any(key.startswith("0.op.") for key in block):
             levels.append([])
         elif not strided and n % (preset.res_blocks + 1) == preset.res_blocks:
             levels.append([])  # a residual block that halves the size has the names of one that does not
