@@ -84,6 +84,6 @@ def our_unet(peer: nn.Module) -> UNet:
         network = UNet(SD1.unet)
     theirs = peer.state_dict()
     sources = table(network.state_dict(), unet_rules(SD1.unet))
-    state = {ours: source.load(theirs[source.key]) for ours, source in sources.items()}
+    state = {ours: source.form.load(theirs[source.key]) for ours, source in sources.items()}
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval().requires_grad_(False)
