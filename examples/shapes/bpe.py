@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from ldm.clip.tokenizer import END, START, byte_characters, join, vocabulary
+from ldm.clip.tokenizer import END, START, byte_characters, merged, vocabulary
 
 Pair = tuple[str, str]
 
@@ -26,7 +26,7 @@ def learn_merges(words: Sequence[str]) -> list[Pair]:
             return merges
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
-        rows = [join(row, best) for row in rows]
+        rows = [merged(row, {best: 0}) for row in rows]
 
 
 def save_vocabulary(merges: Sequence[Pair], folder: Path, length: int) -> None:

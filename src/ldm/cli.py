@@ -144,7 +144,7 @@ def inspect(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     """Write a model as another file or folder."""
     target = Path(options.target)
-    layout = options.layout or ("original" if target.suffix else "diffusers")
+    layout = options.layout or ("original" if target.suffix in (".safetensors", ".ckpt") else "diffusers")
     if layout == "original" and target.suffix != ".safetensors":
         raise InputError(f"{target} must end in .safetensors, for that is what is written")
     ldm.save(ldm.load(options.source), target, layout, DTYPES.get(options.dtype))

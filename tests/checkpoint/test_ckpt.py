@@ -54,8 +54,8 @@ def test_a_model_loads_from_a_ckpt_and_saves_as_safetensors(tmp_path: Path):
     assert main(["convert", str(ckpt), str(tmp_path / "again.safetensors")]) == 0
     again = read_all(tmp_path / "again.safetensors")
     assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)
-    assert main(["convert", str(ckpt), str(tmp_path / "folder"), "--dtype", "fp16"]) == 0
-    assert ldm.inspect(tmp_path / "folder").dtypes.keys() == {"F16"}
+    assert main(["convert", str(ckpt), str(tmp_path / "folder-1.5"), "--dtype", "fp16"]) == 0
+    assert ldm.inspect(tmp_path / "folder-1.5").dtypes.keys() == {"F16"}
     assert main(["convert", str(ckpt), str(tmp_path / "again.ckpt")]) == 2
     assert not (tmp_path / "again.ckpt").exists()
 

@@ -103,7 +103,7 @@ def test_every_tensor_of_an_openclip(name: str, prefix: str, unused: set[str]):
     shapes = under(manifests()[name], prefix)
     pooled = "text_projection" not in unused
     base = CLIPConfig(activation="gelu", skip=1, final_norm=not pooled, projection=1280 if pooled else None)
-    config = sizes.openclip_config(shapes, base)
+    config = sizes.text_config(shapes, base)
     with torch.device("meta"):
         model = TextEncoder(config)
     used = matches(model, original.openclip_rules(prefix), {prefix + key: s for key, s in shapes.items()})

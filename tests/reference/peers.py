@@ -25,6 +25,12 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 def peer_unet(config: UNetConfig) -> nn.Module:
     cross = [depth > 0 for depth in config.depth]
+    more = {}
+    if config.vector_dim:
+        more = {
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": config.vector_dim,
+        }  # fmt: skip
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=config.in_channels,
@@ -32,10 +38,15 @@ def peer_unet(config: UNetConfig) -> nn.Module:
         block_out_channels=config.channels,
         layers_per_block=config.res_blocks,
         cross_attention_dim=config.context_dim,
-        attention_head_dim=config.heads,
+        attention_head_dim=[config.heads_at(width) for width in config.channels],
+        transformer_layers_per_block=[max(1, depth) for depth in config.depth],
+        use_linear_projection=config.heads is None,
+        only_cross_attention=list(config.crossing) or False,
+        num_class_embeds=config.labels,
         norm_num_groups=config.groups,
         down_block_types=["CrossAttnDownBlock2D" if x else "DownBlock2D" for x in cross],
         up_block_types=["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(cross)],
+        **more,
     ).eval()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -13,7 +13,7 @@ from ldm.clip.bert import BERT, BERTConfig
 from ldm.errors import InputError
 from ldm.unet import UNet, UNetConfig
 from ldm.vae import VAE, VAEConfig
-from tests.reference.peers import TEXT_RULES, UNET_RULES, VAE_RULES, give
+from tests.reference.peers import TEXT_RULES, UNET_RULES, VAE_RULES, give, peer_unet
 from tests.tiny import error, randomise, unit_noise
 
 BOUND = 1e-5  # two orders of summation in float32, through some hundred layers
@@ -29,38 +29,10 @@ X4 = UNetConfig(
 )  # fmt: skip
 
 
-def cross_attending(config: UNetConfig) -> nn.Module:
-    """A UNet of diffusers."""
-    cross = [depth > 0 for depth in config.depth]
-    more = {}
-    if config.vector_dim:
-        more = {
-            "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": config.vector_dim,
-        }  # fmt: skip
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        block_out_channels=config.channels,
-        layers_per_block=config.res_blocks,
-        cross_attention_dim=config.context_dim,
-        attention_head_dim=[config.heads_at(width) for width in config.channels],
-        transformer_layers_per_block=[max(1, depth) for depth in config.depth],
-        use_linear_projection=config.heads is None,
-        only_cross_attention=list(config.crossing) or False,
-        num_class_embeds=config.labels,
-        norm_num_groups=config.groups,
-        down_block_types=["CrossAttnDownBlock2D" if x else "DownBlock2D" for x in cross],
-        up_block_types=["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(cross)],
-        **more,
-    ).eval()
-
-
 @pytest.mark.parametrize("config", [SD2, SDXL, X4], ids=["sd2", "sdxl", "x4"])
 @torch.no_grad()
 def test_cross_attending_unets(config: UNetConfig):
-    peer, ours = randomise(cross_attending(config)), UNet(config).eval()
+    peer, ours = randomise(peer_unet(config)), UNet(config).eval()
     give(ours, peer, UNET_RULES(config))
     x, t = unit_noise(0, 2, config.in_channels, 16, 12), torch.tensor([981.0, 20.0])
     context, pooled = unit_noise(1, 2, 77, 96), unit_noise(2, 2, 64)

@@ -7,7 +7,7 @@ storage, and the storages' bytes as members. What comes out here is where each t
 import zipfile
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -25,7 +25,8 @@ def read_ckpt(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], int, 
             if len(members) < len(archive.infolist()):
                 raise CheckpointError(f"{path} has a member twice; download it again")
             root = root_of(path, members)
-            offsets = {name: offset(path, archive, info) for name, info in members.items()}
+            with path.open("rb") as file:
+                offsets = {name: offset(path, file, info) for name, info in members.items()}
             if members[f"{root}data.pkl"].file_size > MOST_PICKLE:
                 raise CheckpointError(f"{path}: data.pkl is larger than {MOST_PICKLE} bytes")
             order = f"{root}byteorder"
@@ -59,18 +60,17 @@ def root_of(path: Path, members: dict[str, zipfile.ZipInfo]) -> str:
     return roots[0]
 
 
-def offset(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+def offset(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> int:
     """The first byte of a member's data. Raises CheckpointError unless it is stored as it is."""
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
         raise CheckpointError(
             f"{path}: {info.filename} is compressed or encrypted; torch.save stores it plain"
         )
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        header = file.read(30)
-        name = file.read(int.from_bytes(header[26:28], "little"))
-        start = info.header_offset + 30 + len(name) + int.from_bytes(header[28:30], "little")
-        size = file.seek(0, 2)
+    file.seek(info.header_offset)
+    header = file.read(30)
+    name = file.read(int.from_bytes(header[26:28], "little"))
+    start = info.header_offset + 30 + len(name) + int.from_bytes(header[28:30], "little")
+    size = file.seek(0, 2)
     if header[:4] != b"PK\x03\x04" or name.decode("utf-8", "replace") != info.filename:
         raise CheckpointError(f"{path}: the two headers of {info.filename} differ; download it again")
     if start + info.file_size > size:

@@ -52,7 +52,7 @@ def apply(family: Family, configs: Mapping[str, Json]) -> Family:
         family,
         unet=replace(
             family.unet,
-            heads=heads(unet, family.unet.heads or 8),
+            heads=heads(unet, family.unet.heads),
             groups=whole("unet/config.json", unet, "norm_num_groups", family.unet.groups),
         ),
         vae=replace(
@@ -127,7 +127,7 @@ def agree(family: Family, configs: Mapping[str, Json]) -> None:
                 )
 
 
-def heads(config: Json, default: int) -> int:
+def heads(config: Json, default: int | None) -> int | None:
     """The number of heads, which diffusers writes under either of two names, for one level or for all."""
     found = []
     for field in ("num_attention_heads", "attention_head_dim"):  # the first wins where both are given
@@ -135,7 +135,7 @@ def heads(config: Json, default: int) -> int:
         if value is None:
             continue
         levels = value if isinstance(value, list) else [value]
-        numbers = {whole("unet/config.json", {field: level}, field, default) for level in levels}
+        numbers = {whole("unet/config.json", {field: level}, field, 1) for level in levels}
         if len(numbers) != 1:
             raise wrong("unet/config.json", field, "one number for all levels", value)
         found.append(numbers.pop())

@@ -19,13 +19,8 @@ from ldm.vae.config import VAEConfig
 
 KEY, TOKENIZER = "ldm.family", "ldm.tokenizer"  # names in the metadata of a safetensors file
 PLAIN = ("pad", "size", "sampler", "set_alpha_to_one", "steps", "guidance")
-DAMAGED = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-)  # what JSON of another form raises
+# What JSON of another form raises.
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 # The least and most of what is counted; a network of the most is still built in seconds.
 BOUNDS = {
@@ -58,14 +53,14 @@ def from_json(written: str, source: str) -> Family:
     try:
         said = json.loads(written)
         law = choose("schedule", said["schedule"], "law", LAWS, "")
-        schedule = build("schedule", Schedule, without(said["schedule"], "law"))
+        numbers = {name: value for name, value in said["schedule"].items() if name != "law"}
         plain = {field: said[field] for field in PLAIN}
         found = replace(
             build("settings", Family, plain | {"name": family_named(said["name"]).name}),
             unet=build("unet", UNetConfig, said["unet"]),
             vae=build("vae", VAEConfig, said["vae"]),
             text=build("text", CLIPConfig, said["text"]),
-            schedule=replace(schedule, law=law),
+            schedule=replace(build("schedule", Schedule, numbers), law=law),
             prediction=choose("settings", said, "prediction", PREDICTIONS, ""),
             spacing=choose("settings", said, "spacing", SPACINGS, ""),
         )
@@ -113,11 +108,6 @@ def check_levels(family: Family) -> None:
     for name, (found, levels) in lists.items():
         if not levels or len(found) != len(levels):
             raise CheckpointError(f"{name} has {len(found)} items for {len(levels)} levels")
-
-
-def without(config: Json, field: str) -> Json:
-    """A JSON object but for a field."""
-    return {name: value for name, value in config.items() if name != field}
 
 
 def tokenizer_to_json(tokenizer: Tokenizer) -> str:

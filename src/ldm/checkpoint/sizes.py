@@ -50,13 +50,16 @@ def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
         mid_depth=attention_depth(under(shapes, "middle_block."), "1"),
         res_blocks=commonest([len(level) for level in levels]),
         context_dim=vote(shapes, r".*\.attn2\.to_[kv]\.weight", axis=1) if hears else None,
-        vector_dim=vote(shapes, r"label_emb\.0\.0\.weight", axis=1)
-        if "label_emb.0.0.weight" in shapes
-        else None,
-        labels=vote(shapes, r"label_emb\.weight") if "label_emb.weight" in shapes else None,
+        vector_dim=size(shapes, "label_emb.0.0.weight", axis=1),
+        labels=size(shapes, "label_emb.weight"),
         scale_shift=told == 2 * levels[0][0][0] if levels[0] else False,
         res_sampling=not strided and len(levels) > 1,
     )
+
+
+def size(shapes: Shapes, name: str, axis: int = 0) -> int | None:
+    """The size along an axis of a tensor that not every network has."""
+    return shapes[name][axis] if len(shapes.get(name, ())) > axis else None
 
 
 def attention_depth(shapes: Shapes, place: str) -> int:
@@ -70,45 +73,30 @@ def vae_config(shapes: Shapes, preset: VAEConfig) -> VAEConfig:
     levels = range(count(shapes, r"encoder\.down\.(\d+)\."))
     conv = r"(conv[12]|norm2)\.(weight|bias)"
     attends = tuple(any(key.startswith(f"encoder.down.{i}.attn.") for key in shapes) for i in levels)
-    codes = r"quantize\.embedding\.weight"
     return replace(
         preset,
         channels=tuple(vote(shapes, rf"(en|de)coder\.(down|up)\.{i}\.block\.\d\.{conv}") for i in levels),
         res_blocks=commonest([count(shapes, rf"encoder\.down\.{i}\.block\.(\d+)\.") for i in levels]),
         latent_channels=vote(shapes, r"(post_quant_conv|decoder\.conv_in)\.weight", axis=1),
-        codes=vote(shapes, codes) if "quantize.embedding.weight" in shapes else None,
+        codes=size(shapes, "quantize.embedding.weight"),
         attention=attends if any(attends) else (),
         mid_attention=any(key.startswith("encoder.mid.attn_1.") for key in shapes),
     )
 
 
 def text_config(shapes: Shapes, preset: CLIPConfig) -> CLIPConfig:
-    """The sizes of a CLIP text encoder, names without prefix; what sizes cannot tell is the preset's."""
-    width = vote(shapes, r".*(layer_norm[12]|out_proj)\.(weight|bias)")
+    """The sizes of a CLIP or OpenCLIP text encoder, names without prefix; the rest is the preset's.
+
+    CLIP's heads are 64 wide, where a reduced model has not kept their number.
+    """
+    width = vote(shapes, r".*(layer_norm[12]|ln_[12]|out_proj)\.(weight|bias)")
     return replace(
         preset,
         width=width,
-        heads=heads_of(width, preset),
-        layers=count(shapes, r"encoder\.layers\.(\d+)\."),
-        hidden=vote(shapes, r".*mlp\.fc1\.(weight|bias)"),
+        heads=preset.heads if width % preset.heads == 0 else max(1, width // 64),
+        layers=count(shapes, r"(?:encoder\.layers|transformer\.resblocks)\.(\d+)\."),
+        hidden=vote(shapes, r".*mlp\.(fc1|c_fc)\.(weight|bias)"),
     )
-
-
-def openclip_config(shapes: Shapes, preset: CLIPConfig) -> CLIPConfig:
-    """The same of an OpenCLIP text encoder."""
-    width = vote(shapes, r".*(ln_[12]|out_proj)\.(weight|bias)")
-    return replace(
-        preset,
-        width=width,
-        heads=heads_of(width, preset),
-        layers=count(shapes, r"transformer\.resblocks\.(\d+)\."),
-        hidden=vote(shapes, r".*mlp\.c_fc\.(weight|bias)"),
-    )
-
-
-def heads_of(width: int, preset: CLIPConfig) -> int:
-    """CLIP's heads are 64 wide, where a reduced model has not kept their number."""
-    return preset.heads if width % preset.heads == 0 else max(1, width // 64)
 
 
 def bert_config(shapes: Shapes, preset: BERTConfig) -> BERTConfig:

@@ -202,20 +202,6 @@ def merged(pieces: Sequence[str], rank: dict[Pair, int]) -> tuple[str, ...]:
     return tuple(piece for piece in row if piece)
 
 
-def join(pieces: tuple[str, ...], pair: Pair) -> tuple[str, ...]:
-    """Every occurrence of `pair`, from the left, becomes one piece."""
-    out: list[str] = []
-    i = 0
-    while i < len(pieces):
-        if pieces[i : i + 2] == pair:
-            out.append(pair[0] + pair[1])
-            i += 2
-        else:
-            out.append(pieces[i])
-            i += 1
-    return tuple(out)
-
-
 def pair_of(line: str) -> Pair:
     """A line of a merges file."""
     left, right = line.split()
