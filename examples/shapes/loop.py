@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from muon import Muon, hidden
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Plan:
     lr: float = 1e-3  # the peak
     warmup: int = 100  # steps
     ema: float = 0.0  # decay of the running mean of the weights; 0: none kept
+    muon: bool = False  # for the hidden layers' matrices, instead of AdamW
     save_seconds: float = 60.0  # between checkpoints
     log_every: int = 50  # steps
 
@@ -56,7 +58,7 @@ class State:
     """All that a step changes."""
 
     net: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizers: tuple[torch.optim.Optimizer, ...]
     ema: dict[str, Tensor]
     step: int = 0
     seconds: float = 0.0
@@ -64,9 +66,12 @@ class State:
 
 def begin(net: nn.Module, plan: Plan) -> State:
     """A state before its first step."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    inner = hidden(net) if plan.muon else []
+    ids = {id(p) for p in inner}
+    others = [p for p in net.parameters() if id(p) not in ids]
+    adam = torch.optim.AdamW(others, lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01)
     ema = {name: p.detach().clone() for name, p in net.named_parameters()} if plan.ema else {}
-    return State(net, optimizer, ema)
+    return State(net, (adam, Muon(inner, plan.lr)) if inner else (adam,), ema)
 
 
 def train(state: State, loss: Loss, plan: Plan, checkpoint: Path, log: Path) -> State:
@@ -89,12 +94,14 @@ def train(state: State, loss: Loss, plan: Plan, checkpoint: Path, log: Path) -> 
 
 
 def _step(state: State, loss: Loss, plan: Plan, pool: Executor) -> dict[str, float]:
-    for group in state.optimizer.param_groups:
-        group["lr"] = plan.rate(state.step, state.seconds)
-    state.optimizer.zero_grad(set_to_none=True)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate(state.step, state.seconds)
+        optimizer.zero_grad(set_to_none=True)
     notes = _backward(loss(state.step), pool)
     nn.utils.clip_grad_norm_(state.net.parameters(), 1.0)
-    state.optimizer.step()
+    for optimizer in state.optimizers:
+        optimizer.step()
     state.step += 1
     if plan.ema:
         decay = min(
@@ -125,8 +132,9 @@ def save_state(state: State, path: Path) -> None:
     """Everything in one safetensors file, written beside its place and then moved there."""
     tensors = {f"net.{name}": p.detach() for name, p in state.net.named_parameters()}
     tensors |= {f"ema.{name}": p for name, p in state.ema.items()}
-    for i, slots in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{name}": value for name, value in slots.items()}
+    for k, optimizer in enumerate(state.optimizers):
+        for i, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{k}.{i}.{name}": value for name, value in slots.items()}
     meta = {"step": state.step, "seconds": state.seconds}
     tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,12 +151,13 @@ def load_state(state: State, path: Path) -> None:
     state.net.load_state_dict(_under("net.", tensors))
     for name, value in _under("ema.", tensors).items():
         state.ema[name].copy_(value)
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under("optimizer.", tensors).items():
-        i, slot = name.split(".")
-        slots.setdefault(int(i), {})[slot] = value
-    whole = state.optimizer.state_dict()
-    state.optimizer.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
+    for k, optimizer in enumerate(state.optimizers):
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(f"optimizer.{k}.", tensors).items():
+            i, slot = name.split(".")
+            slots.setdefault(int(i), {})[slot] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": slots, "param_groups": groups})
     state.step, state.seconds = meta["step"], meta["seconds"]
 
 

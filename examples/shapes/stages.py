@@ -52,8 +52,11 @@ class Recipe:
     drop: float = 0.1  # how often the prompt is left empty, for guidance
     reader_plan: Plan = field(default_factory=lambda: Plan(steps=600, lr=2e-3))
     decoder_plan: Plan = field(default_factory=lambda: Plan(minutes=8, lr=1.5e-3))
-    polish_plan: Plan = field(default_factory=lambda: Plan(minutes=15, lr=8e-4, ema=0.998))
-    plan: Plan = field(default_factory=lambda: Plan(minutes=85, lr=1.8e-3, ema=0.998))
+    painter_plans: tuple[Plan, ...] = (  # each begins with the averaged weights of the one before
+        Plan(minutes=85, lr=1.8e-3, ema=0.998),
+        Plan(minutes=15, lr=8e-4, ema=0.998),
+        Plan(minutes=108, lr=1.5e-3, ema=0.998, muon=True),
+    )
 
     def text(self, vocab: int) -> CLIPConfig:
         """The text encoder for a tokenizer of `vocab` tokens."""

@@ -49,15 +49,20 @@ def run_recipe(recipe: Recipe, run: Path, device: str = "cpu") -> None:
     train(begin(reader, recipe.reader_plan), loss, recipe.reader_plan, run / "reader.safetensors", log)
     unet = start_unet(recipe).to(device, memory_format=torch.channels_last)
     latents = make_latents(scenes, projection, run)
-    loss = painter_loss(unet, reader.text, tokenizer, scenes, latents, recipe, device)
-    train(begin(unet, recipe.plan), loss, recipe.plan, run / "painter.safetensors", log)
-    unet.load_state_dict(weights(run / "painter.safetensors", "ema"))  # once more, from the averaged weights
-    again = replace(recipe, seed=recipe.seed + 3)
-    loss = painter_loss(unet, reader.text, tokenizer, scenes, latents, again, device)
-    train(begin(unet, recipe.polish_plan), loss, recipe.polish_plan, run / "polish.safetensors", log)
+    for i, plan in enumerate(recipe.painter_plans):
+        again = replace(recipe, seed=recipe.seed + 3 * i)
+        loss = painter_loss(unet, reader.text, tokenizer, scenes, latents, again, device)
+        file = painter_file(run, i)
+        train(begin(unet, plan), loss, plan, file, log)
+        unet.load_state_dict(weights(file, "ema"))
     vae = start_vae(recipe, projection).to(device, memory_format=torch.channels_last)
     loss, plan = decoder_loss(vae, projection, recipe, device), recipe.decoder_plan
     train(begin(learned(vae), plan), loss, plan, run / "decoder.safetensors", log)
+
+
+def painter_file(run: Path, i: int) -> Path:
+    """The checkpoint of the painter's plan i."""
+    return run / f"painter-{i + 1}.safetensors"
 
 
 def make_tokenizer(run: Path) -> Tokenizer:
@@ -93,7 +98,8 @@ def trained(recipe: Recipe, run: Path) -> Parts:
     reader, unet = Reader(start_text(recipe, len(tokenizer.vocab))), start_unet(recipe)
     vae = start_vae(recipe, make_projection(recipe, run))
     reader.load_state_dict(weights(run / "reader.safetensors", "net"))
-    unet.load_state_dict(weights(run / "polish.safetensors", "ema"))
+    newest = max(i for i in range(len(recipe.painter_plans)) if painter_file(run, i).exists())
+    unet.load_state_dict(weights(painter_file(run, newest), "ema"))
     learned(vae).load_state_dict(weights(run / "decoder.safetensors", "net"))
     return Parts(unet, vae, reader.text, tokenizer)
 
@@ -121,10 +127,20 @@ def main() -> None:
         return
     recipe = replace(
         recipe,
-        plan=_timed(recipe.plan, given.steps, given.minutes),
+        painter_plans=_shared(recipe.painter_plans, given.steps, given.minutes),
         decoder_plan=_timed(recipe.decoder_plan, given.decoder_steps, given.decoder_minutes),
     )
     run_recipe(recipe, given.run, given.device)
+
+
+def _shared(plans: tuple[Plan, ...], steps: int | None, minutes: float | None) -> tuple[Plan, ...]:
+    """The plans with a length of all together, shared out as their own minutes are."""
+    whole = sum(plan.minutes or 0 for plan in plans)
+    parts = [(plan.minutes or 0) / whole for plan in plans]
+    return tuple(
+        _timed(plan, steps and round(steps * part), minutes and minutes * part)
+        for plan, part in zip(plans, parts, strict=True)
+    )
 
 
 def _timed(plan: Plan, steps: int | None, minutes: float | None) -> Plan:

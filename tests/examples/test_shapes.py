@@ -17,10 +17,11 @@ from captions import KIND_WORDS, OPPOSITE, Prompt, Want, corpus, describe
 from evaluate import SETS, make_prompts
 from judge import judge
 from loop import Plan, weights
+from muon import Muon, polar
 from patches import Projection, principal, project, to_patches
 from reading import QUESTIONS, answers
 from stages import LENGTH, Recipe, start_vae, to_tensor
-from train import run_recipe, trained
+from train import painter_file, run_recipe, trained
 from world import COLOURS, HELD_OUT, KINDS, SIDE, Scene, Shape, draw, sample_scene, training_scenes
 
 from ldm.clip import Tokenizer
@@ -151,9 +152,10 @@ TINY = Recipe(
     ),
     width=24, layers=1, scenes=12, reader_batch=4, decoder_batch=1, batch=4,
     reader_plan=Plan(steps=2, lr=1e-3, log_every=1),
-    polish_plan=Plan(steps=2, lr=1e-3, ema=0.9, log_every=1),
     decoder_plan=Plan(steps=2, lr=1e-3, log_every=1),
-    plan=Plan(steps=6, lr=1e-3, ema=0.9, log_every=1),
+    painter_plans=(
+        Plan(steps=6, lr=1e-3, ema=0.9, log_every=1), Plan(steps=6, lr=1e-3, ema=0.9, log_every=1, muon=True),
+    ),
 )  # fmt: skip
 
 
@@ -182,14 +184,36 @@ def test_the_projection_keeps_most_of_a_picture():
 def test_a_run_that_stops_and_goes_on_makes_the_same_weights(tmp_path: Path):
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     run_recipe(TINY, whole)
-    stopping = StopAt(3)
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(replace(TINY, plan=stopping), halved)
+    for i in range(2):
+        plans = list(TINY.painter_plans)
+        plans[i] = StopAt(3, plans[i])
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(replace(TINY, painter_plans=tuple(plans)), halved)
     run_recipe(TINY, halved)
     for which in ("net", "ema"):
-        a, b = (weights(run / "polish.safetensors", which) for run in (whole, halved))
-        assert a.keys() == b.keys()
+        a, b = (weights(painter_file(run, 1), which) for run in (whole, halved))
+        assert a.keys() == b.keys() and all(value.isfinite().all() for value in a.values())
         assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_muon_makes_singular_values_about_one():
+    torch.manual_seed(0)
+    for m in (torch.randn(96, 864), torch.randn(40, 10), torch.randn(8, 8) * 1e-6, torch.randn(8, 9) * 1e-11):
+        found, (u, s, v) = polar([m])[0], torch.linalg.svd(m, full_matrices=False)
+        values = u.mT @ found @ v.mT
+        off = values - torch.diag(values.diag())
+        assert off.abs().max() < 1e-3  # the singular vectors stay
+        large = s > 0.1 * s.max()  # of the smallest four rounds make less
+        assert values.diag()[large].min() > 0.5 and values.diag().max() < 1.25
+
+
+def test_muon_takes_a_step_of_the_size_of_its_rate():
+    p = torch.nn.Parameter(torch.zeros(16, 16))
+    p.grad = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    Muon([p], lr=0.1).step()
+    assert 0.1 < p.detach().square().mean().sqrt() / (0.1 * 0.2) < 1.3  # about 0.2 in the root mean square
+    assert (p * p.grad).sum() < 0
+    assert not polar([torch.zeros(3, 4)])[0].any()
 
 
 def test_painting_leaves_the_reader_as_it_is(tmp_path: Path):
@@ -225,10 +249,10 @@ def test_wants_stand_in_the_order_of_the_words():
 
 
 class StopAt(Plan):
-    """The tiny plan, interrupted before a step, with a checkpoint after every one."""
+    """A plan interrupted before a step, with a checkpoint after every one."""
 
-    def __init__(self, stop: int):
-        super().__init__(**{**TINY.plan.__dict__, "save_seconds": 0.0})
+    def __init__(self, stop: int, plan: Plan):
+        super().__init__(**{**plan.__dict__, "save_seconds": 0.0})
         object.__setattr__(self, "stop", stop)
 
     def rate(self, step: int, seconds: float) -> float:
