@@ -40,7 +40,7 @@ def test_every_attention_of_a_pipeline_goes_through_the_backend(pipe):
 
     with ldm.attention_backend(counted):
         pipe("a cat", num_inference_steps=1, guidance_scale=1, progress=False)
-    text = pipe.family.text.layers
+    text = pipe.family.texts[0].config.layers
     assert calls.count(True) == text  # only the text encoder is causal
     transformers = 2 * 1 + 1 + 2 * 2  # down, middle, up
     assert calls.count(False) == 2 * transformers + 1  # self and cross; one in the decoder

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.checkpoint import plan
 from ldm.checkpoint.table import table
-from ldm.clip import CLIPConfig, TextEncoder, Tokenizer
+from ldm.clip import ClassConfig, CLIPConfig, Tokenizer, WordPiece
 from ldm.clip.tokenizer import vocabulary
-from ldm.families import SD1, Family
+from ldm.families import SD1, Family, Text
 from ldm.pipeline import Pipeline
-from ldm.unet import UNet, UNetConfig
-from ldm.vae import VAE, VAEConfig
+from ldm.unet import UNetConfig
+from ldm.vae import VAEConfig
 
 DATA = Path(__file__).parent / "data"
 PNG_SIDE = 16  # pixels along a side of the tiny model's images
@@ -28,8 +29,8 @@ PNG_SIDE = 16  # pixels along a side of the tiny model's images
 UNET = UNetConfig(channels=(32, 64), depth=(1, 1), res_blocks=1, context_dim=48)
 AUTOENCODER = VAEConfig(channels=(32, 64), res_blocks=1)
 TEXT = CLIPConfig(width=48, layers=2, heads=12, hidden=96)
-BARE = replace(SD1, unet=UNET, vae=AUTOENCODER, text=TEXT)  # all of it can be told from tensors
-TINY = replace(BARE, text=replace(TEXT, vocab=714, length=20), size=PNG_SIDE, steps=4)
+BARE = replace(SD1, unet=UNET, vae=AUTOENCODER, texts=(Text(TEXT),))  # all of it can be told from tensors
+TINY = replace(BARE, texts=(Text(replace(TEXT, vocab=714, length=20)),), size=PNG_SIDE, steps=4)
 SHORT = Tokenizer.openai().merges[:200]
 
 
@@ -49,10 +50,16 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def make(family: Family = TINY, seed: int = 0, merges: Sequence[tuple[str, str]] = SHORT) -> Pipeline:
     """A pipeline with random weights."""
-    networks = (UNet(family.unet), VAE(family.vae), TextEncoder(family.text))
-    unet, vae, text = (randomise(network, seed + i) for i, network in enumerate(networks))
-    tokenizer = Tokenizer(vocabulary(merges), merges, length=family.text.length)
-    return Pipeline(family, unet, vae, [text], [tokenizer])
+    built = [build() for build in plan.networks(family).values()]
+    unet, vae, *texts = (randomise(network, seed + i) for i, network in enumerate(built))
+    tokenizers = [
+        Tokenizer(vocabulary(merges), merges, length=text.config.length, pad=text.pad)
+        if isinstance(text.config, CLIPConfig)
+        else WordPiece.bert(length=text.config.length)
+        for text in family.texts
+        if not isinstance(text.config, ClassConfig)
+    ]
+    return Pipeline(family, unet, vae, texts, tokenizers)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -78,6 +85,11 @@ def read_all(path: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, by the reference implementation."""
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def bare(path: Path) -> None:
+    """Take the texts out of a safetensors file."""
+    save_file(read_all(path), path)
 
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
@@ -126,7 +138,7 @@ def swift(monkeypatch: pytest.MonkeyPatch) -> None:
     @cache
     def model_and_table(name, family, rules):
         with torch.device("meta"):
-            model = plan.NETWORKS[name](family)
+            model = plan.networks(family)[name]()
         return model, table(model.state_dict(), rules)
 
     def part(name, family, rules, store):

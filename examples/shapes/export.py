@@ -7,7 +7,7 @@ import torch
 from stages import PREDICTION, SCHEDULE, Parts
 
 import ldm
-from ldm.families import SHAPES
+from ldm.families import SHAPES, Text
 from ldm.pipeline import Pipeline
 from ldm.schedulers.spacing import trailing
 
@@ -18,7 +18,7 @@ def as_pipeline(parts: Parts) -> Pipeline:
         SHAPES,
         unet=parts.unet.config,
         vae=parts.vae.config,
-        text=parts.text.config,
+        texts=(Text(parts.text.config),),
         schedule=SCHEDULE,
         prediction=PREDICTION,
         spacing=trailing,

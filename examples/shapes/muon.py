@@ -2,9 +2,9 @@
 
     m = b m + (1 - b) g,    u = (1 - b) g + b m,    w = w - lr (size polar(u) + decay w)
 
-polar(U S V^T) = U V^T; a convolution [o i 3 3] is the matrix [o 9i]. With size = 0.2 sqrt(max(rows, columns)) a
-step is as large as AdamW's (Liu et al. 2025), so that one learning rate serves both. Vectors, and the first and last
-layer, take AdamW.
+polar(U S V^T) = U V^T; a convolution [o i 3 3] is the matrix [o 9i]. With size = 0.2 sqrt(max(rows, columns))
+a step is as large as AdamW's (Liu et al. 2025), so that one learning rate serves both. Vectors, and the first
+and last layer, take AdamW.
 """
 
 from collections.abc import Iterable

@@ -66,7 +66,10 @@ def parser() -> Parser:
     draw.add_argument("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
     draw.add_argument("--image", metavar="FILE", help="picture to start from")
     draw.add_argument(
-        "--strength", type=float, default=0.8, metavar="X", help="how far from it, 0 to 1 (default: 0.8)"
+        "--strength",
+        type=float,
+        metavar="X",
+        help="how far from it, 0 to 1 (mostly 0.8 if not given)",
     )
     draw.add_argument("--mask", metavar="FILE", help="with --image: repaint only where this is white")
     draw.add_argument("--device", default="cpu", metavar="D")

@@ -1,39 +1,104 @@
-"""Prompts to what the network is conditioned on."""
+"""What the network is told besides the latent and its level: tokens, a vector, channels, a label."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.clip import TextEncoder, Tokenizer
+from ldm.clip import ClassEmbedder, TextEncoder
 from ldm.errors import CheckpointError
+from ldm.families import Family
+from ldm.schedulers import Level
+from ldm.unet.embeddings import sinusoid
 
 
 class Conditioning(NamedTuple):
-    """What the UNet hears besides the latent and its level; row i belongs to image i."""
+    """What the UNet hears and sees besides the latent; row i belongs to image i."""
 
-    context: Tensor  # [b m c'] tokens for cross-attention
+    context: Tensor | None = None  # [b m c'] tokens for cross-attention
+    vector: Tensor | None = None  # [b c''] of the whole picture, added to the noise level
+    beside: Tensor | None = None  # [b c h w] channels beside the latent's
+    label: Tensor | None = None  # [b] added to the noise level
 
-    def repeat(self, times: int) -> "Conditioning":
-        """Every row `times` times, in place: a b -> a a b b."""
-        return Conditioning(self.context.repeat_interleave(times, dim=0))
+    def to(self, dtype: torch.dtype) -> "Conditioning":
+        """In the dtype of a network; labels stay whole numbers."""
+        context, vector, beside = (x if x is None else x.to(dtype) for x in self[:3])
+        return Conditioning(context, vector, beside, self.label)
 
 
-def encode_text(tokenizer: Tokenizer, encoder: TextEncoder, prompts: Sequence[str]) -> Conditioning:
-    """The text encoder's hidden states of prompts; context [b m c'].
+def encode_text(
+    tokenizers: Sequence[Any], encoders: Sequence[Any], prompts: Sequence[str]
+) -> tuple[Tensor, Tensor | None]:
+    """The hidden states of prompts, [b m c'], of several encoders side by side; the last one's pooled text.
 
-    Raises CheckpointError if the tokenizer knows more tokens than the encoder.
+    Raises CheckpointError if a tokenizer knows more tokens than its encoder.
     """
-    ids = tokenizer(prompts)
-    if (top := int(ids.max())) >= encoder.config.vocab:
-        raise CheckpointError(
-            f"the tokenizer gives id {top}, but the text encoder knows {encoder.config.vocab} tokens; "
-            "they belong to different models"
-        )
-    return Conditioning(encoder(ids.to(encoder.tokens.weight.device)))
+    hidden, pooled = [], None
+    for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
+        ids = tokenizer(prompts)
+        if (top := int(ids.max())) >= encoder.config.vocab:
+            raise CheckpointError(
+                f"the tokenizer gives id {top}, but the text encoder knows {encoder.config.vocab} tokens; "
+                "they belong to different models"
+            )
+        ids = ids.to(encoder.tokens.weight.device)
+        states = encoder(ids)
+        if isinstance(encoder, TextEncoder) and encoder.config.projection:
+            states, pooled = encoder.pooled(ids)
+        hidden.append(states)
+    return torch.cat(hidden, dim=-1), pooled
+
+
+def encode_classes(embedder: ClassEmbedder, classes: Sequence[Any]) -> Tensor:
+    """Class numbers as tokens [b 1 c']."""
+    return embedder(torch.tensor(classes, device=embedder.classes.weight.device))
+
+
+def tell(pooled: Tensor, numbers: Sequence[float], family: Family) -> Tensor:
+    """The vector of SDXL: the pooled text, and each number as a sinusoid (Podell et al. 2023, sec. 2.2)."""
+    values = torch.tensor(numbers, dtype=torch.float32, device=pooled.device)
+    waves = sinusoid(values, family.vector_part).flatten().expand(len(pooled), -1)
+    return torch.cat([pooled, waves.to(pooled.dtype)], dim=1)
 
 
 def join(*conditionings: Conditioning) -> Conditioning:
-    """One batch of several."""
-    return Conditioning(torch.cat([c.context for c in conditionings]))
+    """One batch of several, each of which has the same fields."""
+    return Conditioning(*(None if x[0] is None else torch.cat(x) for x in zip(*conditionings, strict=True)))
+
+
+# What the UNet sees beside the latent. image [1 3 H W] in [-1, 1]; mask [1 1 H W], 1 where to repaint.
+Encode = Callable[[Tensor], Tensor]  # images -> latents
+
+
+def inpaint(image: Tensor, mask: Tensor, encode: Encode, factor: int) -> Tensor:
+    """Stable Diffusion's inpainting: the mask, and the picture with a grey hole as a latent. [1 1+c h w]."""
+    hole = (mask >= 0.5).float()
+    return torch.cat([corner(hole, factor), encode(image * (1 - hole))], dim=1)
+
+
+def fill(image: Tensor, mask: Tensor, encode: Encode, factor: int) -> Tensor:
+    """LDM's inpainting: the picture with a black hole as a latent, and the mask in -1, 1. [1 c+1 h w]."""
+    hole = (mask >= 0.5).float()
+    return torch.cat([encode((image + 1) * (1 - hole) - 1), 2 * corner(hole, factor) - 1], dim=1)
+
+
+HOLES = {"inpaint": inpaint, "fill": fill}
+
+
+def corner(mask: Tensor, factor: int) -> Tensor:
+    """A mask at the latent's size: of every square of pixels the top left one."""
+    return mask[..., ::factor, ::factor]
+
+
+def depth(depths: Tensor, size: tuple[int, int]) -> Tensor:
+    """How far away things are, at the latent's size, from -1 to 1. [b 1 h' w'] -> [b 1 h w]."""
+    small = F.interpolate(depths, size=size, mode="bicubic", align_corners=False)
+    low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
+    return 2 * (small - low) / (high - low) - 1
+
+
+def upscale(image: Tensor, noise: Tensor, level: Level) -> Tensor:
+    """The x4 upscaler: the small picture with some noise, which hides what made it small. [b 3 h w]."""
+    return level.alpha * image + level.sigma * noise

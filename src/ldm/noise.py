@@ -13,16 +13,17 @@ class Noise:
     """`noise()` -> fresh unit noise [b c h w], float32; row i comes from the generator of seeds[i].
 
     seeds  one int per image
-    shape  (c, h, w) of one image's latent
+    shape  (c, h, w) of one image's latent; a call may ask for another
     """
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu"):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.shape, self.device = shape, device
 
-    def __call__(self) -> Tensor:
+    def __call__(self, shape: tuple[int, int, int] | None = None) -> Tensor:
         # dtype and device are said, so that torch's defaults do not matter
         rows = [
-            torch.randn(self.shape, generator=g, dtype=torch.float32, device="cpu") for g in self.generators
+            torch.randn(shape or self.shape, generator=g, dtype=torch.float32, device="cpu")
+            for g in self.generators
         ]
         return torch.stack(rows).to(self.device)

@@ -1,8 +1,7 @@
 """From a prompt to an image: condition, follow the path, decode."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,38 +9,24 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checks import texts
-from ldm.clip import TextEncoder, Tokenizer
-from ldm.conditioning import Conditioning, encode_text
+from ldm.conditioning import HOLES, Conditioning, depth, encode_classes, encode_text, tell, upscale
 from ldm.denoiser import Denoiser
-from ldm.errors import DeviceError, InputError, NumericError
+from ldm.details import NAMES, Details
+from ldm.devices import check_dtype, find_device
 from ldm.families import Family
-from ldm.image import from_any, mask_from_any, to_numpy, to_pil, to_unit
+from ldm.image import to_numpy, to_pil, to_unit
 from ldm.noise import Noise
+from ldm.origin import Origin
+from ldm.pictures import Pictures, grown, starts_at_image
 from ldm.request import Callback, Request, decodable, encodable, read, refuse_odd, start_latents
 from ldm.result import Result, merge
+from ldm.rows import hears_classes, some
 from ldm.schedulers import Sampler
 from ldm.schedulers.solvers import Denoise
-from ldm.tasks import knowing, latent_mask, noised, paste, shorten
+from ldm.tasks import between, knowing, latent_mask, noised, paste, shorten
 from ldm.unet import UNet
 from ldm.vae import VAE
-
-
-class Dialect(NamedTuple):
-    """Which of several names in use a source had."""
-
-    text_prefix: str | None = None  # of the text encoder; None: the layout's usual one
-    old_vae_attention: bool = False  # the names of diffusers before 0.17
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a file said besides the weights in use, kept so that saving gives back every bit."""
-
-    layout: str = ""
-    dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # in the file, by network/our key
-    extras: dict[str, Tensor] = field(default_factory=dict)  # tensors that no network uses
-    metadata: dict[str, str] = field(default_factory=dict)  # texts of a single file
-    dialect: Dialect = Dialect()
+from ldm.walk import check_finite, run
 
 
 class Pipeline:
@@ -52,12 +37,13 @@ class Pipeline:
         family: Family,
         unet: UNet,
         vae: VAE,
-        text_encoders: Sequence[TextEncoder],
-        tokenizers: Sequence[Tokenizer],
+        text_encoders: Sequence[nn.Module],
+        tokenizers: Sequence[Any],
         origin: Origin = Origin(),
     ):
         self.family, self.unet, self.vae = family, unet, vae
-        self.text_encoders, self.tokenizers, self.origin = list(text_encoders), list(tokenizers), origin
+        self.text_encoders: list[Any] = list(text_encoders)
+        self.tokenizers, self.origin = list(tokenizers), origin
 
     @property
     def device(self) -> torch.device:
@@ -101,19 +87,43 @@ class Pipeline:
         check_finite([torch.isfinite(images).all()], "decoding")  # before clamping, which hides infinity
         return images.clamp(-1, 1)
 
-    def condition(self, prompts: str | Sequence[str]) -> Conditioning:
-        """What the UNet hears of prompts; each different prompt is encoded once."""
+    def condition(self, prompts: Any, details: Details | None = None, negative: bool = False) -> Conditioning:
+        """What the UNet hears of prompts, texts or classes; each different one is encoded once.
+
+        details   what the vector of SDXL tells; None: a whole picture of the family's size
+        negative  whether it is told of what is not wanted: the negative score
+        """
+        if hears_classes(self.family):
+            return Conditioning(encode_classes(self.text_encoders[0], some(self.family, "prompts", prompts)))
         prompts = texts("prompts", prompts)
         rows = list(dict.fromkeys(prompts))
-        (tokenizer,), (encoder,) = self.tokenizers, self.text_encoders
-        context = encode_text(tokenizer, encoder, rows).context
-        return Conditioning(context[[rows.index(prompt) for prompt in prompts]])
+        context, pooled = encode_text(self.tokenizers, self.text_encoders, rows)
+        order = [rows.index(prompt) for prompt in prompts]
+        if pooled is None or not self.family.vector:
+            return Conditioning(context[order])
+        side = (self.family.size, self.family.size)
+        numbers = (details or Details(side, target_size=side)).numbers(self.family.vector, negative)
+        return Conditioning(context[order], tell(pooled[order], numbers, self.family))
+
+    def unconditional(self, request: Request) -> Conditioning:
+        """What the UNet hears of the negative prompts; where they miss, what the family has instead."""
+        negatives, count = request.negatives, len(request.negatives)
+        if None not in negatives:
+            return self.condition(negatives, request.details, negative=True)
+        if (classes := hears_classes(self.family)) is not None:
+            return self.condition([classes.empty] * count)
+        empty = self.condition([""] * count, request.details, negative=True)
+        if not self.family.blank or empty.context is None or empty.vector is None:
+            return empty
+        pooled = torch.zeros_like(empty.vector[:, : self.family.texts[-1].pooled])
+        numbers = request.details.numbers(self.family.vector)
+        return Conditioning(torch.zeros_like(empty.context), tell(pooled, numbers, self.family))
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None = None,
+        prompt: Any = None,
+        negative_prompt: Any = None,
         *,
         height: int | None = None,
         width: int | None = None,
@@ -125,15 +135,17 @@ class Pipeline:
         latents: Tensor | None = None,
         image: Image.Image | np.ndarray | Tensor | None = None,
         mask_image: Image.Image | np.ndarray | Tensor | None = None,
-        strength: float = 0.8,
+        strength: float | None = None,
+        depth_map: np.ndarray | Tensor | None = None,
         output_type: str = "pil",
         callback: Callback | None = None,
         progress: bool = True,
-        **unknown: Any,
+        **details: Any,
     ) -> Result:
         """Images for prompts. None means the family's own default (`pipe.family`).
 
-        prompt, negative_prompt   str, or list of str; the negative one takes the place of the empty text
+        prompt, negative_prompt   str, or list of str; a class or list of them for models of classes; None for
+                                  those that hear none. A missing negative one is the family's own
         height, width             pixels, multiples of `family.vae.factor`; at most 8192, 4096² together
         num_inference_steps       1 to 1000
         guidance_scale            w of eps_u + w (eps_c - eps_u); w <= 1 runs the conditional branch alone
@@ -141,107 +153,98 @@ class Pipeline:
         sampler                   a name or `ldm.sampler(...)`
         latents                   start noise [b c h w], unit variance, used as x_T unchanged
         image, strength           image to image: the last `int(steps * strength)` steps, strength in (0, 1];
-                                  PIL, array [H W 3] in [0, 1], tensor [3 H W] in [-1, 1], or uint8 0..255
+                                  PIL, array [H W 3] in [0, 1], tensor [3 H W] in [-1, 1], or uint8 0..255;
+                                  what to edit, or the small picture, for models that are made for that
         mask_image                with image: repaint where it is white, keep all other pixels as they are;
                                   PIL, or array or tensor [H W] or [1 H W], bool, in [0, 1], or uint8 0..255
+        depth_map                 array or tensor [H W] or [1 H W] of any range, for models that see depth
         output_type               "pil"; "np" [b H W 3] or "pt" [b 3 H W], float32 in [0, 1]; "latent"
         callback                  called with (step, level, x, x0) after every step
+        details                   what only some families take: the fields of `ldm.details.Details`
         Raises InputError naming the argument; NumericError, naming stage and step, for non-finite results.
         """
-        refuse_odd(unknown, image=image, mask_image=mask_image, latents=latents, callback=callback)
+        given = Pictures(image, mask_image, depth_map)
+        known = {name: details.pop(name, None) for name in NAMES}
+        refuse_odd(self.family, details, given, latents=latents, callback=callback)
+        height, width = grown(self.family, image, height, width)
         request = read(
             self.family, prompt, negative_prompt, height=height, width=width,
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt, seed=seed, chosen=sampler, strength=strength,
-            output_type=output_type,
+            output_type=output_type, details=known,
         )  # fmt: skip
-        size = (request.width, request.height)
-        original = None if image is None else from_any(image, size).to(self.device)
-        mask = None if mask_image is None else mask_from_any(mask_image, size).to(self.device)
-        steps, total = self.start(request, latents, original, mask)
+        pictures = given.read(self.family, request.height, request.width).to(self.device)
+        steps, total = self.start(request, latents, pictures)
         x = run(steps, total, callback, progress)
-        return self.finish(request, x, original, mask)
+        return self.finish(request, x, pictures)
 
-    def start(
-        self, request: Request, latents: Tensor | None, original: Tensor | None, mask: Tensor | None
-    ) -> tuple[Iterator, int]:
+    def start(self, request: Request, latents: Tensor | None, pictures: Pictures) -> tuple[Iterator, int]:
         """The solver's steps, yielding (level, x, x0), and how many there are."""
-        factor, family = self.family.vae.factor, self.family
+        factor, family, details = self.family.vae.factor, self.family, request.details
         shape = (family.vae.latent_channels, request.height // factor, request.width // factor)
         noise = Noise(request.seeds, shape, self.device)
-        if latents is not None:
-            latents = start_latents(latents, (len(request.seeds), *shape)).to(self.device)
         path = request.sampler.path(family.schedule, request.steps, family.spacing, family.last)
-        path = path if original is None else shorten(path, request.strength)
-        denoise: Denoise = self.denoiser(request)
-        x = noise() if latents is None else latents
-        if original is not None:
-            z = self.encode(original)
-            x = noised(z, x, path)
-            denoise = denoise if mask is None else knowing(denoise, z, latent_mask(mask, factor))
+        path = between(path, family.schedule, details.denoising_start, details.denoising_end)
+        denoise: Denoise = self.denoiser(request, pictures, noise)
+        if latents is None:
+            x = noise()
+        else:
+            x = start_latents(latents, (len(request.seeds), *shape)).to(self.device)
+        if pictures.image is not None and starts_at_image(family):
+            z = self.encode(pictures.image)
+            if family.beside != "inpaint" or request.strength < 1:
+                path = shorten(path, request.strength) if details.denoising_start == 0 else path
+                x = noised(z, x, path)
+            if pictures.mask is not None and family.beside != "inpaint":
+                denoise = knowing(denoise, z, latent_mask(pictures.mask, factor))
         steps = request.sampler.solve(denoise, x, path, noise)
         return zip(path[1:], steps, strict=True), len(path) - 1
 
-    def denoiser(self, request: Request) -> Denoiser:
+    def denoiser(self, request: Request, pictures: Pictures, noise: Noise) -> Denoiser:
         """The function (x, level) -> x0 that solvers are handed."""
-        cond = self.condition(request.prompts)
-        uncond = self.condition(request.negatives) if request.guidance > 1 else None
-        return Denoiser(self.unet, self.family.prediction, cond, uncond, request.guidance)
+        family, count = self.family, len(request.seeds)
+        guided = request.guidance > 1
+        cond = self.condition(request.prompts, request.details) if family.texts else Conditioning()
+        uncond = self.unconditional(request) if guided else None
+        seen, label = self.beside(request, pictures, noise), None
+        if family.unet.labels:
+            label = torch.full((count,), request.details.noise_level, device=self.device)
+        cond = cond._replace(beside=seen, label=label)
+        middle = None
+        if uncond is not None:
+            uncond = uncond._replace(beside=seen, label=label)
+            if family.beside == "edit" and seen is not None:
+                middle = uncond, request.details.image_guidance_scale
+                uncond = uncond._replace(beside=torch.zeros_like(seen))
+        return Denoiser(self.unet, family.prediction, cond, uncond, request.guidance, middle)
 
-    def finish(self, request: Request, x: Tensor, original: Tensor | None, mask: Tensor | None) -> Result:
+    def beside(self, request: Request, pictures: Pictures, noise: Noise) -> Tensor | None:
+        """What the UNet sees beside the latent, for each image. [b c h w]"""
+        family, factor = self.family, self.family.vae.factor
+        image, mask, depths = pictures
+        seen: Tensor | None = None
+        if family.beside in HOLES and image is not None and mask is not None:
+            seen = HOLES[family.beside](image, mask, self.encode, factor)
+        elif family.beside == "edit" and image is not None:
+            seen = self.encode(image) / family.vae.scale
+        elif family.beside == "depth" and depths is not None:
+            seen = depth(depths, (request.height // factor, request.width // factor))
+        elif family.beside == "upscale" and image is not None:
+            level = family.schedule.at(request.details.noise_level)
+            return upscale(image, noise(tuple(image.shape[1:])), level)
+        elif family.beside == "enlarge":
+            seen = image
+        return None if seen is None else seen.expand(len(request.seeds), -1, -1, -1)
+
+    def finish(self, request: Request, x: Tensor, pictures: Pictures) -> Result:
         """Decode the last latent into what the request asked for."""
         parameters = request.parameters(self.family)
         images: Any = None
         if request.output != "latent":
             images = self.decode(x)
-            if original is not None and mask is not None:
-                images = paste(images, original, mask)
+            if pictures.image is not None and pictures.mask is not None and self.family.beside != "inpaint":
+                images = paste(images, pictures.image, pictures.mask)
             images = to_unit(images)
             images = images if request.output == "pt" else to_numpy(images)
             images = to_pil(images, parameters) if request.output == "pil" else images
         return Result(images, x, request.seeds, merge(parameters))
-
-
-def run(steps: Iterator, total: int, callback: Callback | None, progress: bool) -> Tensor:
-    """Walk the steps to the last latent, telling the callback and one progress bar."""
-    if progress:
-        from tqdm.auto import tqdm
-
-        steps = tqdm(steps, total=total, desc="sampling")
-    finite = []
-    x = torch.empty(0, device="cpu")
-    for i, (level, (x, x0)) in enumerate(steps):
-        finite.append(torch.isfinite(x).all())  # read after the loop: a look inside would halt a GPU
-        if callback is not None:
-            callback(i, level, x, x0)
-    check_finite(finite, "sampling")
-    return x
-
-
-def check_finite(finite: list[Tensor], stage: str) -> None:
-    """Raises NumericError naming the stage and the first step that is not finite."""
-    good = torch.stack(finite).tolist()
-    if not all(good):
-        step = f" at step {good.index(False) + 1} of {len(good)}" if len(good) > 1 else ""
-        raise NumericError(f"{stage} gave values that are not finite{step}; try dtype=torch.float32")
-
-
-def find_device(device: torch.device | str) -> torch.device:
-    """A device that is there. Raises DeviceError."""
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError, ValueError, NotImplementedError, ImportError) as error:
-        reason = str(error).split("\n")[0]
-        raise DeviceError(f"device {device!r} cannot be used: {reason}; try device='cpu'") from error
-    if found.type == "meta":
-        raise DeviceError("device 'meta' holds no values, so it cannot be sampled on; try device='cpu'")
-    return found
-
-
-def check_dtype(dtype: Any) -> torch.dtype:
-    """A floating point type that networks can compute in. Raises InputError."""
-    allowed = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    if not isinstance(dtype, torch.dtype) or dtype not in allowed:
-        raise InputError(f"dtype must be one of {', '.join(map(str, allowed))}, not {dtype!r}")
-    return dtype

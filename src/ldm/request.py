@@ -1,37 +1,41 @@
 """The door of the pipeline: arguments are checked here, at once and by name, and trusted further inside."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.checks import dense, inside, number, one_of, texts, whole
+from ldm.checks import dense, inside, number, one_of, whole
+from ldm.details import MOST_GUIDANCE, NAMES, Details, read_details
 from ldm.errors import InputError, KeywordError
 from ldm.families import Family
+from ldm.pictures import Pictures
+from ldm.rows import Prompt, check_guidance, per_prompt, seeds, some
 from ldm.schedulers import Sampler, sampler
 
 MOST_PIXELS = 4096 * 4096
 MOST_SIDE = 8192  # pixels
 MOST_IMAGES = 1024
-MOST_GUIDANCE = 1_000_000
 OUTPUTS = ("pil", "np", "pt", "latent")
 KEYWORDS = (
     "prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale",
     "num_images_per_prompt", "seed", "sampler", "latents", "image", "mask_image", "strength",
-    "output_type", "callback", "progress",
+    "output_type", "callback", "progress", "depth_map", *NAMES,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Request:
-    """One call of a pipeline with everything decided. Image i has row i of prompts, negatives and seeds."""
+    """One call of a pipeline with everything decided. Image i has row i of prompts, negatives and seeds.
 
-    prompts: list[str]
-    negatives: list[str]
+    A prompt is a text, the number of a class, or None, as the family has it. A missing negative one is None.
+    """
+
+    prompts: list[Prompt]
+    negatives: list[Prompt]
     seeds: list[int]
     height: int
     width: int
@@ -40,6 +44,13 @@ class Request:
     sampler: Sampler
     strength: float
     output: str
+    details: Details
+
+    @property
+    def told(self) -> list[str]:
+        """The details that are not the default."""
+        plain = Details(original_size=(self.height, self.width), target_size=(self.height, self.width))
+        return [name for name in NAMES if getattr(self.details, name) != getattr(plain, name)]
 
     def parameters(self, family: Family) -> list[dict[str, Any]]:
         """What each image was made with, as plain data."""
@@ -51,6 +62,7 @@ class Request:
             "width": self.width,
             "height": self.height,
             "family": family.name,
+            **{name: getattr(self.details, name) for name in self.told},
         }
         rows = zip(self.prompts, self.negatives, self.seeds, strict=True)
         return [{"prompt": p, "negative_prompt": n, "seed": s, **common} for p, n, s in rows]
@@ -58,8 +70,8 @@ class Request:
 
 def read(
     family: Family,
-    prompt: str | Sequence[str],
-    negative_prompt: str | Sequence[str] | None,
+    prompt: Any,
+    negative_prompt: Any,
     *,
     height: int | None,
     width: int | None,
@@ -68,36 +80,43 @@ def read(
     num_images_per_prompt: int,
     seed: int | Sequence[int] | None,
     chosen: str | Sampler | None,
-    strength: float,
+    strength: float | None,
     output_type: str,
+    details: dict[str, Any],
 ) -> Request:
     """A Request from what the user wrote; None is the family's own. Raises InputError naming the argument."""
     times = whole("num_images_per_prompt", num_images_per_prompt, MOST_IMAGES)
-    prompts = some("prompt", prompt)
-    negatives = per_prompt(negative_prompt, len(prompts))
+    prompts = some(family, "prompt", prompt)
+    negatives = per_prompt(family, negative_prompt, len(prompts))
     chosen = family.sampler if chosen is None else chosen
     count = len(prompts) * times
     if count > MOST_IMAGES:
         raise InputError(f"{count} images in one call are more than {MOST_IMAGES}; split the prompts")
+    sides = size(family, height, width)
+    guidance = number(
+        "guidance_scale",
+        family.guidance if guidance_scale is None else guidance_scale,
+        -MOST_GUIDANCE,
+        MOST_GUIDANCE,
+    )
+    check_guidance(family, guidance, negatives)
     return Request(
         prompts=[text for text in prompts for _ in range(times)],
         negatives=[text for text in negatives for _ in range(times)],
         seeds=seeds(seed, count),
-        **size(family, height, width),
+        **sides,
         steps=whole("num_inference_steps", num_inference_steps, family.schedule.steps, family.steps),
-        guidance=number(
-            "guidance_scale",
-            family.guidance if guidance_scale is None else guidance_scale,
-            -MOST_GUIDANCE,
-            MOST_GUIDANCE,
-        ),
+        guidance=guidance if family.texts else 1.0,
         sampler=chosen if isinstance(chosen, Sampler) else sampler(chosen),
-        strength=share("strength", strength),
+        strength=share("strength", family.strength if strength is None else strength),
         output=one_of("output_type", output_type, OUTPUTS),
+        details=read_details(family, sides["height"], sides["width"], details),
     )
 
 
-def refuse_odd(unknown: dict[str, Any], *, image: Any, mask_image: Any, latents: Any, callback: Any) -> None:
+def refuse_odd(
+    family: Family, unknown: Iterable[str], given: Pictures, *, latents: Any, callback: Any
+) -> None:
     """Raises KeywordError for an unknown keyword, with the nearest known one; InputError for a callback that
     is no function, and for arguments that do not go together.
     """
@@ -105,53 +124,11 @@ def refuse_odd(unknown: dict[str, Any], *, image: Any, mask_image: Any, latents:
         near = get_close_matches(name, KEYWORDS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise KeywordError(f"unknown argument {name!r}; {hint}there are {', '.join(KEYWORDS)}")
-    if image is None and mask_image is not None:
-        raise InputError("mask_image needs image, the picture to repaint")
-    if image is not None and latents is not None:
+    given.check(family)
+    if given.image is not None and latents is not None and family.beside in ("", "depth"):
         raise InputError("image and latents are two different starts; give one of them")
     if callback is not None and not callable(callback):
         raise InputError(f"callback must be a function (step, level, x, x0), not {type(callback).__name__}")
-
-
-def some(name: str, value: Any) -> list[str]:
-    """One or several prompts as a list."""
-    rows = texts(name, value)
-    if not rows:
-        raise InputError(f"{name} is an empty list; give at least one str")
-    return rows
-
-
-def per_prompt(value: Any, count: int) -> list[str]:
-    """A negative prompt for each prompt; a missing one is the empty text."""
-    rows = some("negative_prompt", "" if value is None else value)
-    if len(rows) == 1:
-        return rows * count
-    if len(rows) != count:
-        raise InputError(
-            f"negative_prompt has {len(rows)} texts for {count} prompts; give one, or one per prompt"
-        )
-    return rows
-
-
-def seeds(value: Any, count: int) -> list[int]:
-    """One seed per image: seed + i from an int, drawn afresh from None."""
-    if value is None:
-        return torch.randint(2**31, (count,), generator=fresh(), device="cpu").tolist()
-    if isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim):
-        if len(value) != count:
-            raise InputError(
-                f"seed has {len(value)} numbers for {count} images; give one int, or one per image"
-            )
-        return [whole("seed", item, 2**63 - 1, least=0) for item in value]
-    first = whole("seed", value, 2**63 - count, least=0)
-    return [first + i for i in range(count)]
-
-
-def fresh() -> torch.Generator:
-    """A generator seeded by the operating system, so that torch's global one is left alone."""
-    generator = torch.Generator()
-    generator.seed()
-    return generator
 
 
 def size(family: Family, height: int | None, width: int | None) -> dict[str, int]:
@@ -202,8 +179,8 @@ def decodable(family: Family, latents: Any) -> Tensor:
 
 
 def share(name: str, value: Any) -> float:
-    """A number in (0, 1]; None is 0.8."""
-    if (value := number(name, 0.8 if value is None else value, 0, 1)) == 0:
+    """A number in (0, 1]."""
+    if (value := number(name, value, 0, 1)) == 0:
         raise InputError(f"{name} must be more than 0 and at most 1, not 0; raise it")
     return value
 

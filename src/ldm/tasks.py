@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.errors import InputError
+from ldm.schedulers import Schedule
 from ldm.schedulers.solvers import Denoise
 from ldm.schedulers.spacing import Path
 
@@ -18,6 +19,23 @@ def shorten(path: Path, strength: float) -> Path:
     if run < 1:
         raise InputError(f"strength {strength} of {steps} steps is less than one step; raise either")
     return path[steps - run :]
+
+
+def between(path: Path, schedule: Schedule, start: float, end: float) -> Path:
+    """The part of a path from one share of the training steps to another, for models that share a path.
+
+    The first share is the noisiest. Two parts that meet, of 0 to 0.8 and of 0.8 to 1, are the whole path.
+    """
+    low, high = (round(schedule.steps * (1 - share)) for share in (end, start))
+    *levels, _ = path
+    first = sum(level.t >= high for level in levels) if start > 0 else 0
+    last = sum(level.t >= low for level in levels) if end < 1 else len(levels)
+    if last <= first:
+        raise InputError(
+            f"denoising_start {start} to denoising_end {end} has no step of {len(levels)}; "
+            "raise num_inference_steps"
+        )
+    return path[first : last + 1]
 
 
 def noised(z: Tensor, eps: Tensor, path: Path) -> Tensor:

@@ -1,24 +1,16 @@
 """A file that is something else is told what it is."""
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import ldm
-from ldm import CheckpointError, InputError
-from tests.tiny import header_of, hollow
+from ldm import CheckpointError, InputError, Schedule
+from tests.reduced import saved
+from tests.tiny import header_of, hollow, read_all, without
 
-UNET = {"model.diffusion_model.input_blocks.0.0.weight": ("F16", [320, 4, 3, 3])}
 OTHERS = {
-    "sdxl": (
-        UNET
-        | {
-            "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": ("F16", [768]),
-            "conditioner.embedders.1.model.ln_final.bias": ("F16", [1280]),
-        },
-        "sdxl",
-    ),
-    "refiner": (UNET | {"conditioner.embedders.0.model.ln_final.bias": ("F16", [1280])}, "sdxl-refiner"),
-    "sd2": (UNET | {"cond_stage_model.model.ln_final.bias": ("F32", [1024])}, "sd2"),
-    "ldm": (UNET | {"cond_stage_model.transformer.token_emb.weight": ("F32", [30522, 1280])}, "ldm-text2img"),
     "lora": (
         {
             "lora_unet_down_blocks_0.lora_down.weight": ("F16", [4, 320]),
@@ -53,11 +45,41 @@ def test_another_kind_of_file_is_named(tmp_path, kind):
 @pytest.mark.parametrize(("inputs", "family"), [(9, "sd1-inpaint"), (8, "sd1-pix2pix")])
 def test_a_unet_with_more_inputs_is_another_family(bare_file, tmp_path, inputs, family):
     key = "model.diffusion_model.input_blocks.0.0.weight"
-    header = header_of(bare_file)
+    header = without(["betas"], header_of(bare_file))
     path = hollow(tmp_path / "a.safetensors", header | {key: ("F32", [32, inputs, 3, 3])})
-    assert ldm.inspect(path).family == family
-    with pytest.raises(CheckpointError, match=family):
-        ldm.load(path)
+    assert ldm.inspect(path).family == ldm.load(path).family.name == family
+    assert f"{inputs} input channels" in str(ldm.inspect(path))
+
+
+def test_betas_decide_on_the_schedule(bare_file, tmp_path):
+    tensors = read_all(bare_file)
+    other = Schedule(0.0015, 0.0195)
+    save_file(tensors | {"betas": torch.from_numpy(other.betas).float()}, tmp_path / "a.safetensors")
+    found = ldm.load(tmp_path / "a.safetensors").family.schedule
+    assert np.allclose(found.alphas, other.alphas, rtol=1e-6)
+    for betas in (torch.zeros(1000), torch.rand(1000) * 0.01 + 0.001, torch.full((1000,), torch.nan)):
+        save_file(tensors | {"betas": betas}, tmp_path / "a.safetensors")
+        with pytest.raises(CheckpointError, match="betas"):
+            ldm.load(tmp_path / "a.safetensors")
+
+
+MAKES = {  # a family that detection arrives at, and the metadata that make it another
+    "sd2-v": ({"modelspec.architecture": "stable-diffusion-v2-512"}, "sd2"),
+    "sdxl": ({"modelspec.title": "SDXL Turbo"}, "sdxl-turbo"),
+}
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_what_tensors_cannot_tell_is_told_by_metadata_or_guessed_aloud(tmp_path, name):
+    tensors = header_of(saved(name, tmp_path / "a.safetensors"))
+    bare = hollow(tmp_path / "bare.safetensors", without(["betas"], tensors))
+    assert ldm.inspect(bare).family == name
+    with pytest.warns(UserWarning, match="pass family="):
+        assert ldm.load(bare).family.name == name
+    texts, other = MAKES[name]
+    told = hollow(tmp_path / "told.safetensors", without(["betas"], tensors), texts)
+    assert ldm.load(told).family.name == other
+    assert ldm.load(bare, family=other).family.name == other
 
 
 def test_an_asked_family_must_be_one_of_the_list(file):

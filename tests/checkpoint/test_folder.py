@@ -175,7 +175,7 @@ CONTRADICTIONS = {
         "flip_sin_to_cos": False,
         "freq_shift": 1,
         "norm_eps": 1e-6,
-        "num_attention_heads": [4, 8],
+        "num_attention_heads": [4, 5],
     },
     "vae": {
         "block_out_channels": [32, 32],

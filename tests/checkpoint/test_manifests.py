@@ -1,59 +1,40 @@
-"""The networks of every official single file, at full size on the meta device, against its exact manifest."""
+"""Every official single file, at full size on the meta device, against its exact manifest."""
 
 import json
 import lzma
-import re
-from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
+import ldm
 from ldm.checkpoint import original, sizes
-from ldm.checkpoint.evidence import under
-from ldm.checkpoint.table import Rule, table
-from ldm.clip import CLIPConfig, TextEncoder
-from ldm.clip.bert import BERT, BERTConfig
-from ldm.unet import UNet, UNetConfig
+from ldm.checkpoint.plan import make_plan
+from ldm.checkpoint.table import assemble, table
+from ldm.families import FAMILIES
 from ldm.vae import VAE, VAEConfig
-from tests.tiny import DATA
+from tests.tiny import DATA, hollow
 
-UNET, VAE_PREFIX, TEXT = original.UNET, original.VAE, "cond_stage_model."
-
-
-@cache
-def manifests() -> dict[str, dict[str, tuple[int, ...]]]:
-    """Manifest -> tensor -> shape."""
-    raw = json.loads(lzma.decompress((DATA / "single_files.json.xz").read_bytes()))
-    return {name: {key: tuple(shape) for key, (_, shape) in keys.items()} for name, keys in raw.items()}
-
-
-def preset(name: str) -> UNetConfig:
-    """What shapes cannot tell of a UNet."""
-    shapes = under(manifests()[name], UNET)
-    sizes = {"in_channels": shapes["input_blocks.0.0.weight"][1], "out_channels": shapes["out.2.weight"][0]}
-    by_width = {"ldm-celeba256": 32, "ldm-bsr-sr": 32, "ldm-cin256-vq-f8": 32} | dict.fromkeys(
-        ("sd-v2", "sd-v2-inpainting", "sd-v2-depth", "sd-turbo", "sdxl-base", "sdxl-refiner"), 64
-    )
-    config = replace(UNetConfig(), **sizes)
-    if name in by_width:
-        config = replace(config, heads=None, head_dim=by_width[name])
-    if name == "sd-x4-upscaler":
-        config = replace(config, crossing=(True, True, True, False))
-    return config
-
-
-def matches(model: nn.Module, rules: list[Rule], shapes: dict[str, tuple[int, ...]]) -> set[str]:
-    """The keys of a file that a network uses, each with the right shape; all of ours are there."""
-    used, state = set(), model.state_dict()
-    for ours, (key, form) in table(state, rules).items():
-        assert key in shapes, f"{ours} is sought as {key}"
-        assert form.shape(tuple(state[ours].shape)) == shapes[key], key
-        used.add(key)
-    return used
-
-
+FAMILY = {
+    "ldm-bsr-sr": "ldm-sr",
+    "ldm-celeba256": "ldm-celeba256",
+    "ldm-cin256": "ldm-cin256",
+    "ldm-cin256-vq-f8": "ldm-cin256-vq-f8",
+    "ldm-inpainting-big": "ldm-inpaint",
+    "ldm-lsun-churches256": "ldm-churches256",
+    "ldm-text2img-large": "ldm-text2img",
+    "ldm-text2img256": "ldm-text2img",
+    "sd-turbo": "sd-turbo",
+    "sd-v1": "sd1",
+    "sd-v1-inpainting": "sd1-inpaint",
+    "sd-v2": "sd2-v",
+    "sd-v2-depth": "sd2-depth",
+    "sd-v2-inpainting": "sd2-inpaint",
+    "sd-x4-upscaler": "sd-x4-upscaler",
+    "sdxl-base": "sdxl",
+    "sdxl-refiner": "sdxl-refiner",
+}
 UNETS = {  # parameters
     "ldm-text2img-large": 872_300_484,
     "sd-v1": 859_520_964,
@@ -64,69 +45,80 @@ UNETS = {  # parameters
 }
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(manifests()) if name != "vae-kl-f8"])
-def test_every_tensor_of_a_unet(name: str):
-    shapes = under(manifests()[name], UNET)
-    config = sizes.unet_config(shapes, preset(name))
-    with torch.device("meta"):
-        model = UNet(config)
-    linear = any(re.search(r"\.1\.proj_in\.weight", key) and len(shape) == 2 for key, shape in shapes.items())
-    used = matches(model, original.unet_rules(config, linear), {UNET + key: s for key, s in shapes.items()})
-    assert used == {UNET + key for key in shapes}
+@cache
+def manifests() -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
+    """Manifest -> tensor -> dtype and shape."""
+    raw = json.loads(lzma.decompress((DATA / "single_files.json.xz").read_bytes()))
+    return {
+        name: {k: (dtype, tuple(shape)) for k, (dtype, shape) in keys.items()} for name, keys in raw.items()
+    }
+
+
+@cache
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    return {key: shape for key, (_, shape) in manifests()[name].items()}
+
+
+def test_no_manifest_is_left_out():
+    assert FAMILY.keys() | {"vae-kl-f8"} == manifests().keys()
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_tensor_has_its_place(name: str, tmp_path: Path):
+    file = hollow(tmp_path / "model.safetensors", manifests()[name])
+    report = ldm.inspect(file)
+    assert report.family == FAMILY[name], report.reasons
+    assert not report.problems
+    plan = make_plan(file)
+    used = [
+        source.key for part in plan.parts for source in part.table.values() if source.form.part in (None, 0)
+    ]
+    assert len(used) == len(set(used))  # every key once, fused ones with all their thirds
+    assert set(used) | set(report.ignored) == manifests()[name].keys()
+    assert not set(used) & set(report.ignored)
     if name in UNETS:
-        assert sum(p.numel() for p in model.parameters()) == UNETS[name]
+        assert report.parts["unet"] == UNETS[name]
 
 
-@pytest.mark.parametrize("name", sorted(manifests()))
-def test_every_tensor_of_a_first_stage(name: str):
-    prefix = "" if name == "vae-kl-f8" else VAE_PREFIX
-    shapes = under(manifests()[name], prefix)
-    shapes = {key: shape for key, shape in shapes.items() if not key.startswith("model_ema.")}
-    config = sizes.vae_config(shapes, VAEConfig())
+@pytest.mark.parametrize("name", FAMILY)
+def test_what_is_saved_has_the_same_names_and_shapes(name: str, tmp_path: Path):
+    plan = make_plan(hollow(tmp_path / "model.safetensors", manifests()[name]))
+    saved = {}
+    for part in plan.parts:
+        saved |= assemble(part.model.state_dict(), part.table)
+    saved = {key: tuple(tensor.shape) for key, tensor in saved.items()}
+    assert saved == {key: shape for key, shape in shapes(name).items() if key not in plan.report.ignored}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_preset_is_what_the_official_file_has(name: str):
+    preset = FAMILIES[FAMILY[name]]
+    found = sizes.family(shapes(name), preset, original.text_prefixes(shapes(name), preset))
+    if name == "ldm-text2img256":  # a smaller model with the same name
+        assert found.unet.context_dim == found.texts[0].config.width == 640
+        return
+    assert found == preset
+
+
+@pytest.mark.parametrize("name", ["sd-v1", "sd-v2", "sdxl-base", "ldm-cin256", "ldm-text2img-large"])
+def test_tables_of_a_family_are_those_of_the_official_file(name: str):
+    extras = original.extras(FAMILIES[FAMILY[name]])
+    official = {key: value for key, value in manifests()[name].items() if key in extras}
+    assert official.keys() == extras.keys()
+    assert all(tuple(tensor.shape) == official[key][1] for key, tensor in extras.items())
+
+
+def test_a_missing_tensor_is_missed(tmp_path: Path):
+    tensors = dict(manifests()["sdxl-refiner"])
+    gone = "conditioner.embedders.0.model.text_projection"
+    del tensors[gone]
+    assert ldm.inspect(hollow(tmp_path / "model.safetensors", tensors)).missing == [gone]
+
+
+def test_every_tensor_of_a_first_stage_alone():
+    found = {k: s for k, s in shapes("vae-kl-f8").items() if not k.startswith("model_ema.")}
+    config = sizes.vae_config(found, VAEConfig())
     with torch.device("meta"):
-        model = VAE(config)
-    used = matches(model, original.vae_rules(config, prefix), {prefix + key: s for key, s in shapes.items()})
-    assert used == {prefix + key for key in shapes}
-
-
-@pytest.mark.parametrize(
-    ("name", "prefix", "unused"),
-    [
-        ("sd-v2", "cond_stage_model.model.", {"logit_scale", "text_projection"}),
-        ("sd-x4-upscaler", "cond_stage_model.model.", {"logit_scale", "text_projection"}),
-        ("sd-turbo", "conditioner.embedders.0.model.", {"logit_scale", "text_projection"}),
-        ("sdxl-base", "conditioner.embedders.1.model.", {"logit_scale"}),
-        ("sdxl-refiner", "conditioner.embedders.0.model.", {"logit_scale"}),
-    ],
-)
-def test_every_tensor_of_an_openclip(name: str, prefix: str, unused: set[str]):
-    shapes = under(manifests()[name], prefix)
-    pooled = "text_projection" not in unused
-    base = CLIPConfig(activation="gelu", skip=1, final_norm=not pooled, projection=1280 if pooled else None)
-    config = sizes.text_config(shapes, base)
-    with torch.device("meta"):
-        model = TextEncoder(config)
-    used = matches(model, original.openclip_rules(prefix), {prefix + key: s for key, s in shapes.items()})
-    assert {prefix + key for key in shapes} - used == {prefix + key for key in unused}
-
-
-def test_every_tensor_of_sdxls_clip():
-    prefix = "conditioner.embedders.0.transformer.text_model."
-    shapes = under(manifests()["sdxl-base"], prefix)
-    config = sizes.text_config(shapes, CLIPConfig(skip=1, final_norm=False))
-    with torch.device("meta"):
-        model = TextEncoder(config)
-    used = matches(model, original.text_rules(prefix), {prefix + key: s for key, s in shapes.items()})
-    assert {prefix + key for key in shapes} - used == {prefix + "embeddings.position_ids"}
-
-
-@pytest.mark.parametrize("name", ["ldm-text2img-large", "ldm-text2img256"])
-def test_every_tensor_of_ldms_bert(name: str):
-    prefix = "cond_stage_model.transformer."
-    shapes = under(manifests()[name], prefix)
-    config = sizes.bert_config(shapes, BERTConfig())
-    with torch.device("meta"):
-        model = BERT(config)
-    used = matches(model, original.bert_rules(prefix), {prefix + key: s for key, s in shapes.items()})
-    assert {key for key in {prefix + key for key in shapes} - used if "to_logits" not in key} == set()
-    assert (config.width, config.heads * config.head_dim) in ((1280, 512), (640, 512))
+        state = VAE(config).state_dict()
+    sources = table(state, original.vae_rules(config, ""))
+    assert {s.key: s.form.shape(tuple(state[k].shape)) for k, s in sources.items()} == found

@@ -108,7 +108,7 @@ def test_a_made_model_is_loaded_as_it_was(pipe, layout, tmp_path):
     assert same(weights_of(found), weights_of(pipe))
     assert found.tokenizers[0].vocab == pipe.tokenizers[0].vocab
     assert found.family.unet == pipe.family.unet and found.family.vae == pipe.family.vae
-    assert found.family.text == pipe.family.text and found.family.schedule == pipe.family.schedule
+    assert found.family.texts == pipe.family.texts and found.family.schedule == pipe.family.schedule
     assert torch.equal(
         found("a cat", **OPTIONS, num_inference_steps=2).latents,
         pipe("a cat", **OPTIONS, num_inference_steps=2).latents,

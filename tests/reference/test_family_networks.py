@@ -8,8 +8,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm.checkpoint.table import Rule
-from ldm.clip import CLIPConfig, TextEncoder
-from ldm.clip.bert import BERT, BERTConfig
+from ldm.clip import BERT, BERTConfig, CLIPConfig, TextEncoder
 from ldm.errors import InputError
 from ldm.unet import UNet, UNetConfig
 from ldm.vae import VAE, VAEConfig

@@ -1,23 +1,27 @@
 """The folder layout of diffusers: rules of names, and sizes read off the files."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ldm.checkpoint.detect import SD1_INPUTS, Finding
+from ldm.checkpoint import sizes
+from ldm.checkpoint.detect import Finding
 from ldm.checkpoint.evidence import Shapes, commonest, count, read_or, under, vote
-from ldm.checkpoint.fields import text
+from ldm.checkpoint.fields import Json, text
 from ldm.checkpoint.original import text_rules, transformer_rules
-from ldm.checkpoint.sizes import text_config
+from ldm.checkpoint.sizes import size
 from ldm.checkpoint.table import Rule
+from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
 from ldm.families import Family
 from ldm.unet.config import UNetConfig
 from ldm.vae.config import VAEConfig
 
 # Tensors a folder may carry and no network uses.
 IGNORED = (
-    r"text_encoder/(text_model\.)?embeddings\.position_ids",
-    r"text_encoder/(logit_scale|text_projection\.weight)",  # of the whole CLIP
+    r"text_encoder(_2)?/(text_model\.)?embeddings\.position_ids",
+    r"text_encoder(_2)?/(logit_scale|text_projection\.weight)",  # of the whole CLIP
+    r"bert/to_logits\.(weight|bias)",  # which once guessed words
 )
 
 RES = r"resnets\.\d+\.(conv[12]|norm2|time_emb_proj)\.(weight|bias)"
@@ -30,33 +34,108 @@ CLASSES = {  # of pipelines, to the family name of their usual weights
     "StableDiffusionUpscalePipeline": "sd-x4-upscaler",
     "StableDiffusionDepth2ImgPipeline": "sd2-depth",
     "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLInpaintPipeline": "sdxl-inpaint",
     "StableDiffusionXLImg2ImgPipeline": "sdxl-refiner",
     "LDMTextToImagePipeline": "ldm-text2img",
 }
 
 
-def detect(index: Mapping[str, Any], unet: Mapping[str, Any]) -> Finding:
-    """The family of a folder, by model_index.json and unet/config.json. Raises CheckpointError."""
+# A family, and what the UNet sees beside the latent or predicts -> the family that is.
+BY_INPUTS: dict[tuple[Any, Any], str] = {
+    ("sd1", 9): "sd1-inpaint", ("sd1", 8): "sd1-pix2pix", ("sd2", 9): "sd2-inpaint", ("sd2", 5): "sd2-depth",
+    ("sdxl", 9): "sdxl-inpaint",
+}  # fmt: skip
+
+
+def detect(index: Json, unet: Json, scheduler: Json) -> Finding:
+    """The family of a folder, by its configs. Raises CheckpointError for one that is damaged."""
     if own := text("model_index.json", index, "_ldm_family", ""):
         return Finding(own, [f"model_index.json has _ldm_family {own!r}"])
     name = index.get("_class_name")
     family = CLASSES.get(name) if isinstance(name, str) else None
     reasons = [f"model_index.json has _class_name {name!r}"]
-    if family == "sd1" and unet.get("use_linear_projection"):
-        return Finding("sd2", [*reasons, "unet/config.json has use_linear_projection"])
-    inputs = unet.get("in_channels")
-    if family == "sd1" and inputs in (8, 9) and unet.get("out_channels", 4) == 4:
-        return Finding(SD1_INPUTS[inputs], [*reasons, f"unet/config.json has {inputs} in_channels"])
+    if family in ("sd1", "sd1-inpaint") and unet.get("use_linear_projection"):
+        family = family.replace("sd1", "sd2")
+        reasons.append("unet/config.json has use_linear_projection")
+    inputs, outputs = unet.get("in_channels"), unet.get("out_channels", 4)
+    if (family, inputs) in BY_INPUTS and outputs == 4:
+        family = BY_INPUTS[family, inputs]
+        reasons.append(f"unet/config.json has {inputs} in_channels")
+    if family == "sdxl-refiner" and not index.get("requires_aesthetics_score"):
+        family = "sdxl"
+    trailing = scheduler.get("timestep_spacing") == "trailing"
+    if family in ("sd2", "sdxl") and trailing and str(scheduler.get("_class_name")).startswith("Euler"):
+        family = {"sd2": "sd-turbo", "sdxl": "sdxl-turbo"}[family]
+        reasons.append("scheduler_config.json has timestep_spacing 'trailing', as the turbos have")
+    if family == "sd2" and scheduler.get("prediction_type") == "v_prediction":
+        family = "sd2-v"
+        reasons.append("scheduler_config.json has prediction_type 'v_prediction'")
     return Finding(family, reasons)
 
 
-def family(shapes: Mapping[str, Shapes], preset: Family, prefix: str) -> Family:
-    """A preset with the sizes of a folder's tensors, as far as it has them; prefix: of its text encoder."""
+def folder_of(family: Family, part: str) -> str:
+    """The folder in which a network lies."""
+    return "vqvae" if part == "vae" and family.name.startswith("ldm-") else part
+
+
+def family(shapes: Mapping[str, Shapes], preset: Family, prefixes: Mapping[str, str], side: Shapes) -> Family:
+    """A preset with the sizes of a folder's tensors, as far as it has them.
+
+    prefixes  of the names of each text encoder's tensors
+    side      tensors of a single file that are not in a folder
+    """
     return replace(
         preset,
         unet=read_or(preset.unet, unet_config, shapes["unet"]),
         vae=read_or(preset.vae, vae_config, shapes["vae"]),
-        text=read_or(preset.text, text_config, under(shapes["text_encoder"], prefix)),
+        texts=tuple(
+            replace(
+                text,
+                config=completed(
+                    text_config(under(shapes[text.name], prefixes[text.name]), text.config), text.config, side
+                ),
+            )
+            for text in preset.texts
+        ),
+    )
+
+
+def text_config(shapes: Shapes, preset: Any) -> Any:
+    """The sizes of a text encoder. A last layer that is not heard, but whose norm is, is not in a folder."""
+    if isinstance(preset, BERTConfig):
+        return read_or(preset, bert_config, shapes)
+    return read_or(cut(preset), sizes.text_config, shapes)
+
+
+def completed(config: Any, preset: Any, side: Shapes) -> Any:
+    """A text encoder with the last layers that were put aside, where they were."""
+    if isinstance(preset, CLIPConfig) and any(f".resblocks.{config.layers}." in key for key in side):
+        return replace(config, layers=config.layers + preset.skip, skip=preset.skip)
+    return config
+
+
+def kept(config: Any, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Our names of a text encoder's tensors: those that are in a folder, and those that are not."""
+    names = list(names)
+    layers = cut(config).layers if isinstance(config, CLIPConfig) else len(names)
+    last = [name for name in names if (hit := re.match(r"blocks\.(\d+)\.", name)) and int(hit[1]) >= layers]
+    return [name for name in names if name not in set(last)], last
+
+
+def cut(config: CLIPConfig) -> CLIPConfig:
+    """A text encoder as a folder has it."""
+    whole = not config.final_norm or config.projection
+    return config if whole else replace(config, layers=config.layers - config.skip, skip=0)
+
+
+def bert_config(shapes: Shapes, preset: BERTConfig) -> BERTConfig:
+    """The sizes of LDM's text encoder."""
+    inner = vote(shapes, r".*\.self_attn\.[qkv]_proj\.weight")
+    return replace(
+        preset,
+        width=vote(shapes, r".*\.(self_attn_layer_norm|final_layer_norm)\.(weight|bias)"),
+        layers=count(shapes, r"model\.layers\.(\d+)\."),
+        head_dim=inner // preset.heads,
     )
 
 
@@ -64,16 +143,19 @@ def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
     """The sizes of a UNet; what sizes cannot tell is the preset's."""
     levels = range(count(shapes, r"down_blocks\.(\d+)\."))
     latent = vote(shapes, r"conv_out\.(weight|bias)")
+    more = preset.in_channels - preset.out_channels
     return replace(
         preset,
         # a conv_in that is missing is missed by the name and size that it would have
-        in_channels=vote(shapes, r"conv_in\.weight", axis=1) if "conv_in.weight" in shapes else latent,
+        in_channels=size(shapes, "conv_in.weight", axis=1) or latent + more,
         out_channels=latent,
         channels=tuple(vote(shapes, rf"down_blocks\.{i}\.{RES}") for i in levels),
         depth=tuple(level_depth(shapes, rf"down_blocks\.{i}") for i in levels),
         mid_depth=level_depth(shapes, "mid_block"),
         res_blocks=commonest([count(shapes, rf"down_blocks\.{i}\.resnets\.(\d+)\.") for i in levels]),
         context_dim=vote(shapes, r".*\.attn2\.to_[kv]\.weight", axis=1),
+        vector_dim=size(shapes, "add_embedding.linear_1.weight", axis=1) or preset.vector_dim,
+        labels=size(shapes, "class_embedding.weight") or preset.labels,
     )
 
 
@@ -113,7 +195,7 @@ def unet_rules(config: UNetConfig) -> list[Rule]:
         Rule(r"^mid\.attn", "mid_block.attentions.0"),
         Rule(r"\.time\b", ".time_emb_proj"),
         Rule(r"\.skip\b", ".conv_shortcut"),
-        *transformer_rules(),
+        *transformer_rules(config.linear),
     ]
 
 
@@ -137,4 +219,38 @@ def vae_rules(attention: Mapping[str, str] = NEW_ATTENTION) -> list[Rule]:
     ]
 
 
-__all__ = ["detect", "family", "text_rules", "unet_rules", "vae_rules"]
+def text_prefix(names: Iterable[str]) -> str:
+    """The prefix of a text encoder's tensors, which new versions of transformers leave off."""
+    return "text_model." if any(name.startswith("text_model.") for name in names) else ""
+
+
+def rules(family: Family, prefixes: Sequence[str], old_vae_attention: bool) -> dict[str, list[Rule]]:
+    """The rules of each network of a family, by its name."""
+    texts = zip(family.texts, prefixes, strict=True)
+    return {
+        "unet": unet_rules(family.unet),
+        "vae": vae_rules(OLD_ATTENTION if old_vae_attention else NEW_ATTENTION),
+        **{text.name: prompt_rules(text.config, prefix) for text, prefix in texts},
+    }
+
+
+def prompt_rules(config: CLIPConfig | BERTConfig | ClassConfig, prefix: str) -> list[Rule]:
+    """Our names of what hears the prompt to this layout's."""
+    if isinstance(config, BERTConfig):
+        return bert_rules()
+    return [Rule(r"^pool\b", "@text_projection"), *text_rules(prefix), Rule(r".*@", "")]
+
+
+def bert_rules() -> list[Rule]:
+    """Our names of LDM's text encoder to diffusers'."""
+    return [
+        Rule(r"^tokens", "embed_tokens"),
+        Rule(r"^positions", "embed_positions"),
+        Rule(r"^norm\b", "layer_norm"),
+        Rule(r"^blocks", "layers"),
+        Rule(r"\.norm1\b", ".self_attn_layer_norm"),
+        Rule(r"\.norm2\b", ".final_layer_norm"),
+        Rule(r"\.attn\.([qkv])\b", r".self_attn.\1_proj"),
+        Rule(r"\.attn\.out\b", ".self_attn.out_proj"),
+        Rule(r"^", "model."),
+    ]

@@ -9,11 +9,19 @@ from typing import Any
 
 from ldm.checkpoint.fields import wrong
 from ldm.checkpoint.files import Entry, File
-from ldm.clip.tokenizer import Tokenizer, pair_of
+from ldm.clip import Tokenizer, WordPiece
+from ldm.clip.config import BERTConfig
+from ldm.clip.tokenizer import pair_of
 from ldm.errors import CheckpointError
+from ldm.families import Text
 
 # The stem of the weights of each kind of component.
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+STEMS = {
+    **dict.fromkeys(("unet", "vae", "vqvae"), "diffusion_pytorch_model"),
+    **dict.fromkeys(("text_encoder", "text_encoder_2", "bert"), "model"),
+}
+
+SIDE = "ldm_single_file.safetensors"  # beside model_index.json: what a single file had and a folder has not
 
 
 @dataclass(frozen=True)
@@ -75,9 +83,23 @@ def open_component(folder: Path, variant: str | None = None) -> Store:
     return Store(files)
 
 
-def open_tokenizer(folder: Path, length: int, pad: str) -> Tokenizer:
-    """The tokenizer of a folder: `vocab.json` and `merges.txt`, or what `tokenizer.json` has of them."""
-    pad = pad_of(folder, pad)
+def open_side(folder: Path) -> File:
+    """What the single file had that became this folder, by its names there; nothing if there was none."""
+    path = folder / SIDE
+    return File.open(path) if path.is_file() else File(path, {}, {})
+
+
+def tokenizer_folder(text: Text) -> str:
+    """The folder of a text encoder's tokenizer."""
+    return text.name.replace("text_encoder", "tokenizer").replace("bert", "tokenizer")
+
+
+def open_tokenizer(folder: Path, text: Text) -> Tokenizer | WordPiece:
+    """A tokenizer: of `vocab.txt`; of `vocab.json` and `merges.txt`, or what `tokenizer.json` has of them."""
+    length = text.length
+    if isinstance(text.config, BERTConfig):
+        return WordPiece.from_file(folder / "vocab.txt", length=length)
+    pad = pad_of(folder, text.pad)
     if (folder / "vocab.json").is_file() or not (folder / "tokenizer.json").is_file():
         found = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt", length=length, pad=pad)
         refuse_added(folder / "added_tokens.json", found)
@@ -96,20 +118,16 @@ def open_tokenizer(folder: Path, length: int, pad: str) -> Tokenizer:
 
 
 def pad_of(folder: Path, default: str) -> str:
-    """The piece that fills up, as either of two files says. Raises CheckpointError where they differ."""
-    said: dict[str, str] = {}
+    """The piece that fills up, as either of two files says; where official ones differ, the first decides."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         config = read_json(folder / name) if (folder / name).is_file() else {}
-        value = config.get("pad_token", default)
+        value = config.get("pad_token")
         piece = value.get("content") if isinstance(value, dict) else value
-        if not isinstance(piece, str):
+        if "pad_token" in config and not isinstance(piece, str):
             raise wrong(str(folder / name), "pad_token", f"a piece such as {default!r}", value)
-        if "pad_token" in config:
-            said[name] = piece
-    if len(set(said.values())) > 1:
-        pairs = " and ".join(f"{piece!r} in {name}" for name, piece in said.items())
-        raise CheckpointError(f"{folder}: pad_token is {pairs}; remove the wrong one")
-    return next(iter(said.values()), default)
+        if piece is not None:
+            return str(piece)
+    return default
 
 
 def refuse_added(path: Path, tokenizer: Tokenizer) -> None:

@@ -1,5 +1,7 @@
 """From a source to a Pipeline: networks built without weights, then given the file's own."""
 
+import warnings
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.checkpoint.detect import GUESSES
 from ldm.checkpoint.paths import source_path
 from ldm.checkpoint.plan import make_plan
 from ldm.checkpoint.report import Part
 from ldm.checkpoint.values import check_finite, narrowed
+from ldm.clip import Tokenizer, WordPiece
+from ldm.clip.config import ClassConfig
+from ldm.devices import check_dtype, find_device
 from ldm.errors import CheckpointError
-from ldm.pipeline import Origin, Pipeline, check_dtype, find_device
+from ldm.family import Family
+from ldm.origin import Origin
+from ldm.pipeline import Pipeline
 
 
 def load(
@@ -37,28 +45,38 @@ def load(
     path = bundled() if source is None else source_path(source)
     check_dtype(dtype)
     target = find_device(device)
-    plan = make_plan(path, family, variant)
+    plan = make_plan(path, family, variant, numbers=True)
     if plan.report.problems:
         raise CheckpointError(
             f"{path} cannot be loaded as {plan.family.name}: {plan.report.problems}; "
             "get the whole file again, or pass family=… if it is of another family"
         )
+    for guess in set(GUESSES.values()) & set(plan.report.reasons):
+        warnings.warn(f"{path}: {guess}", stacklevel=2)
     models = {part.name: fill(part, dtype, target, copy=copy) for part in plan.parts}
-    tokenizer = plan.tokenizer()
-    if len(tokenizer.vocab) > plan.family.text.vocab:
-        raise CheckpointError(
-            f"{path}: the tokenizer has {len(tokenizer.vocab)} pieces, "
-            f"but the text encoder's token embedding has {plan.family.text.vocab} rows; "
-            "get both from one model"
-        )
+    tokenizers = plan.tokenizers()
+    check_tokenizers(path, plan.family, tokenizers)
     origin = Origin(
         layout=plan.report.layout,
         dtypes={f"{part.name}/{ours}": dtype for part in plan.parts for ours, dtype in part.dtypes().items()},
         extras={key: extra(plan.parts, key, copy=copy) for key in plan.report.ignored},
+        aside={key: file.read(key) if copy else file.view(key) for key, file in plan.aside.items()},
         metadata=plan.metadata,
         dialect=plan.dialect,
     )
-    return Pipeline(plan.family, models["unet"], models["vae"], [models["text_encoder"]], [tokenizer], origin)
+    encoders = [models[text.name] for text in plan.family.texts]
+    return Pipeline(plan.family, models["unet"], models["vae"], encoders, tokenizers, origin)
+
+
+def check_tokenizers(path: Path, family: Family, tokenizers: Sequence[Tokenizer | WordPiece]) -> None:
+    """Raises CheckpointError for a tokenizer that knows more pieces than its text encoder."""
+    for text, tokenizer in zip(family.texts, tokenizers, strict=False):
+        if not isinstance(text.config, ClassConfig) and len(tokenizer.vocab) > text.config.vocab:
+            raise CheckpointError(
+                f"{path}: the tokenizer has {len(tokenizer.vocab)} pieces, "
+                f"but the text encoder's token embedding has {text.config.vocab} rows; "
+                "get both from one model"
+            )
 
 
 def bundled() -> Path:

@@ -1,6 +1,6 @@
 """The single-file layout of the CompVis and Stability code: rules of names, and sizes read off a file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count as counter
 
 import numpy as np
@@ -8,13 +8,26 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.table import CONV, Form, Rule, fused
+from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
 from ldm.families import Family
 from ldm.schedulers import Schedule
 from ldm.unet.config import UNetConfig
 from ldm.vae.config import VAEConfig
 
-UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
-OLD_TEXT = "cond_stage_model.transformer."  # of some early community files
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP, OLD_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."
+OPENCLIP, SGM = "cond_stage_model.model.", "conditioner.embedders.0.model."
+SGM_CLIP, SGM_SECOND = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+CLASSES = "cond_stage_model."
+
+PREFIXES = {  # of each family's text encoders in the official files; of all others CLIP
+    **dict.fromkeys(("sd2", "sd2-v", "sd2-inpaint", "sd2-depth", "sd-x4-upscaler"), (OPENCLIP,)),
+    **dict.fromkeys(("sdxl", "sdxl-inpaint", "sdxl-turbo"), (SGM_CLIP, SGM_SECOND)),
+    **dict.fromkeys(("sd-turbo", "sdxl-refiner"), (SGM,)),
+    **dict.fromkeys(("ldm-cin256", "ldm-cin256-vq-f8"), (CLASSES,)),
+    "ldm-text2img": (OLD_CLIP,),
+}
+OTHERS = {CLIP: OLD_CLIP, OPENCLIP: SGM, SGM: OPENCLIP}  # the same network elsewhere, in some files
 
 MOST_LAYERS = 64  # of LDM's text encoder
 
@@ -22,23 +35,58 @@ MOST_LAYERS = 64  # of LDM's text encoder
 IGNORED = (
     r"(first_stage_model\.)?model_ema\..*",  # moving averages of a network's weights
     r"first_stage_model\.loss\..*",  # what the autoencoder was trained with
-    r"(alphas_cumprod|alphas_cumprod_prev|betas|log_one_minus_alphas_cumprod|posterior_log_variance_clipped"
-    r"|posterior_mean_coef[12]|posterior_variance|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod"
-    r"|sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod|logvar|lvlb_weights|ddim_\w+"
-    r"|denoiser\.sigmas)",  # the schedule, as tables
-    r"cond_stage_model\.(transformer\.)?logit_scale|cond_stage_model\.transformer\.text_projection\.weight",
-    r"cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids",  # 0..76
+    r"(low_scale_model\.)?(alphas_cumprod|alphas_cumprod_prev|betas|log_one_minus_alphas_cumprod"
+    r"|posterior_log_variance_clipped|posterior_mean_coef[12]|posterior_variance|sqrt_alphas_cumprod"
+    r"|sqrt_one_minus_alphas_cumprod|sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod|logvar"
+    r"|lvlb_weights|ddim_\w+|denoiser\.sigmas)",  # the schedule, as tables
+    r"scale_factor",  # of latents; read where a family has it from the file
+    r"(cond_stage_model|conditioner\.embedders\.\d)\.((transformer|model)\.)?logit_scale",
+    r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.text_projection\.weight"
+    r"|model\.text_projection)",  # of the whole CLIP
+    r"(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_model\.)?embeddings\.position_ids",
+    r"cond_stage_model\.transformer\.to_logits\.(weight|bias)",  # of BERT, which once guessed words
+    r"cond_stage_model\.(encoder|decoder|quantize|quant_conv|post_quant_conv|loss)\..*",  # ldm-inpaint's twin
+    r"depth_model\..*",  # what gave the depth in training
 )
 
 
-def text_prefix(names: Iterable[str]) -> str:
-    """The prefix under which a file has its text encoder."""
-    found = [name for name in names if name.startswith(OLD_TEXT)]
-    return OLD_TEXT if found and not any(name.startswith(TEXT) for name in found) else TEXT
+def text_prefixes(names: Iterable[str], family: Family) -> tuple[str, ...]:
+    """The prefixes under which a file has a family's text encoders."""
+    names = list(names)
+
+    def found(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in names)
+
+    usual = prefixes(family)
+    return tuple(OTHERS[p] if not found(p) and p in OTHERS and found(OTHERS[p]) else p for p in usual)
 
 
-def unet_rules(config: UNetConfig, linear: bool = False) -> list[Rule]:
-    """Our names of a UNet to this layout's. linear: its transformers' projections are no convolutions."""
+def prefixes(family: Family) -> tuple[str, ...]:
+    """The usual ones."""
+    return PREFIXES.get(family.name, (CLIP,))[: len(family.texts)]
+
+
+def rules(family: Family, prefixes: Sequence[str]) -> dict[str, list[Rule]]:
+    """The rules of each network of a family, by its name."""
+    texts = zip(family.texts, prefixes, strict=True)
+    return {
+        "unet": unet_rules(family.unet),
+        "vae": vae_rules(family.vae),
+        **{text.name: prompt_rules(text.config, prefix) for text, prefix in texts},
+    }
+
+
+def prompt_rules(config: CLIPConfig | BERTConfig | ClassConfig, prefix: str) -> list[Rule]:
+    """Our names of what hears the prompt to this layout's."""
+    if isinstance(config, ClassConfig):
+        return [Rule(r"^classes", f"{prefix}embedding")]
+    if isinstance(config, BERTConfig):
+        return bert_rules(prefix)
+    return openclip_rules(prefix) if prefix.endswith(".model.") else text_rules(prefix)
+
+
+def unet_rules(config: UNetConfig) -> list[Rule]:
+    """Our names of a UNet to this layout's."""
     return [
         *(Rule(rf"^{ours}\b", theirs) for ours, theirs in flat_blocks(config)),
         Rule(r"^time\.fc1", "time_embed.0"),
@@ -54,15 +102,15 @@ def unet_rules(config: UNetConfig, linear: bool = False) -> list[Rule]:
         Rule(r"\.norm2\b", ".out_layers.0"),
         Rule(r"\.conv2\b", ".out_layers.3"),
         Rule(r"\.skip\b", ".skip_connection"),
-        *transformer_rules(linear),
+        *transformer_rules(config.linear),
         *fused(r"(block\S*\.\d+)\.attn\.{}\b", r"\1.qkv", axes=1, heads=config.heads_at),
         Rule(r"(block\S*\.\d+)\.attn\.out\b", r"\1.proj_out", Form(axes=1)),
         Rule(r"^", UNET),
     ]
 
 
-def transformer_rules(linear: bool = False) -> list[Rule]:
-    """The names inside a spatial transformer, which both layouts share."""
+def transformer_rules(linear: bool) -> list[Rule]:
+    """The names inside a spatial transformer, which both layouts share; linear: see UNetConfig."""
     return [
         Rule(r"\.blocks\.", ".transformer_blocks."),
         Rule(r"\.norm_self\b", ".norm1"),
@@ -125,7 +173,7 @@ def vae_rules(config: VAEConfig, prefix: str = VAE) -> list[Rule]:
     ]
 
 
-def text_rules(prefix: str = TEXT) -> list[Rule]:
+def text_rules(prefix: str = CLIP) -> list[Rule]:
     """Our names of a CLIP text encoder to those of transformers, which both layouts use."""
     return [
         Rule(r"^tokens", "embeddings.token_embedding"),
@@ -157,7 +205,7 @@ def openclip_rules(prefix: str) -> list[Rule]:
     ]
 
 
-def bert_rules(prefix: str = OLD_TEXT) -> list[Rule]:
+def bert_rules(prefix: str = OLD_CLIP) -> list[Rule]:
     """Our names of LDM's text encoder to this layout's, which numbers both halves of a block as layers."""
     return [
         Rule(r"^tokens", "token_emb"),
@@ -176,9 +224,15 @@ def bert_rules(prefix: str = OLD_TEXT) -> list[Rule]:
 
 
 def extras(family: Family) -> dict[str, Tensor]:
-    """The tables that every official file of this layout carries beside the weights."""
-    positions = torch.arange(family.text.length)[None]
-    return {f"{TEXT}embeddings.position_ids": positions} | schedule_tables(family.schedule)
+    """The tables that every official file of a family carries beside the weights, in this layout's names."""
+    out = {}
+    for text, prefix in zip(family.texts, prefixes(family), strict=True):
+        if prefix in (CLIP, SGM_CLIP) and isinstance(text.config, CLIPConfig):
+            out[f"{prefix}embeddings.position_ids"] = torch.arange(text.config.length)[None]
+    if family.name == "sd-turbo":
+        ratios = family.schedule.sigmas / family.schedule.alphas
+        return out | {"denoiser.sigmas": torch.from_numpy(ratios).float()}
+    return out if family.name.startswith("sdxl") else out | schedule_tables(family.schedule)
 
 
 def schedule_tables(schedule: Schedule) -> dict[str, Tensor]:

@@ -1,33 +1,43 @@
 """What a source is and where each tensor of each network lies in it, decided from headers alone."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from ldm.checkpoint import configs, diffusers, original, settings, sizes
-from ldm.checkpoint.detect import Finding, detect
+from ldm.checkpoint import configs, diffusers, modelspec, original, settings, sizes
+from ldm.checkpoint.detect import GUESSES, Finding, detect
 from ldm.checkpoint.evidence import Shapes
 from ldm.checkpoint.files import File
-from ldm.checkpoint.folder import Store, open_component, open_tokenizer, read_json
+from ldm.checkpoint.folder import (
+    Store,
+    open_component,
+    open_side,
+    open_tokenizer,
+    read_json,
+    tokenizer_folder,
+)
 from ldm.checkpoint.paths import source_path
 from ldm.checkpoint.report import Part, Report, compare, dtypes_in, shapes_in
 from ldm.checkpoint.table import Rule, table
-from ldm.clip import TextEncoder, Tokenizer
+from ldm.checkpoint.tables import with_tables
+from ldm.clip import BERT, ClassEmbedder, TextEncoder, Tokenizer, WordPiece
+from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
 from ldm.errors import CheckpointError, InputError
-from ldm.families import FAMILIES, Family
+from ldm.families import FAMILIES, Family, Text
 from ldm.families import family as family_named
-from ldm.pipeline import Dialect
+from ldm.origin import Dialect
 from ldm.unet import UNet
 from ldm.vae import VAE
 
-NETWORKS: dict[str, Callable[[Family], nn.Module]] = {
-    "unet": lambda family: UNet(family.unet),
-    "vae": lambda family: VAE(family.vae),
-    "text_encoder": lambda family: TextEncoder(family.text),
+ENCODERS: dict[type, Callable[[Any], nn.Module]] = {
+    CLIPConfig: TextEncoder,
+    BERTConfig: BERT,
+    ClassConfig: ClassEmbedder,
 }
 
 T = TypeVar("T")
@@ -40,20 +50,32 @@ class Plan:
     report: Report
     family: Family
     parts: tuple[Part, ...]
-    tokenizer: Callable[[], Tokenizer]
+    tokenizers: Callable[[], list[Tokenizer | WordPiece]]
     metadata: dict[str, str]
     dialect: Dialect
+    aside: dict[str, File] = field(default_factory=dict)  # where tensors of a single file lie, for a folder
 
 
-def make_plan(source: Path, family: str | None = None, variant: str | None = None) -> Plan:
-    """Read a source's headers. Raises CheckpointError for what is no model of a family known here."""
+def networks(family: Family) -> dict[str, Callable[[], nn.Module]]:
+    """What builds each network of a family, by its name."""
+    texts = {text.name: partial(ENCODERS[type(text.config)], text.config) for text in family.texts}
+    return {"unet": partial(UNet, family.unet), "vae": partial(VAE, family.vae), **texts}
+
+
+def make_plan(
+    source: Path, family: str | None = None, variant: str | None = None, *, numbers: bool = False
+) -> Plan:
+    """Read a source's headers, and if asked the few numbers that a family has from its file.
+
+    Raises CheckpointError for what is no model of a family known here.
+    """
     if family is not None:
         family_named(family)
     if source.is_dir():
         return folder_plan(source, family, variant)
     if variant is not None:
         raise InputError(f"variant {variant!r} is for folders, and {source} is a file")
-    return file_plan(source, family)
+    return file_plan(source, family, numbers)
 
 
 def inspect(source: str | Path) -> Report:
@@ -68,77 +90,106 @@ def inspect(source: str | Path) -> Report:
     return make_plan(path).report
 
 
-def file_plan(path: Path, name: str | None) -> Plan:
+def file_plan(path: Path, name: str | None, numbers: bool) -> Plan:
     """The plan of an official single file."""
     file = File.open(path)
     shapes = shapes_in(file.entries)
-    prefix = original.text_prefix(shapes)
-    family, reasons = file_family(file, shapes, name, prefix)
+    family, reasons = file_family(file, shapes, name)
+    if numbers and settings.KEY not in file.metadata:
+        family = with_tables(file, family)
     check_sizes(path, family)
-    rules = {
-        "unet": original.unet_rules(family.unet),
-        "vae": original.vae_rules(family.vae),
-        "text_encoder": original.text_rules(prefix),
-    }
-    store = Store((file,))
-    parts = tuple(part(name, family, rules[name], store) for name in NETWORKS)
+    prefixes = original.text_prefixes(shapes, family)
+    rules, store = original.rules(family, prefixes), Store((file,))
+    parts = tuple(part(name, family, rules[name], store) for name in networks(family))
     report = compare(path, "original", family, parts, original.IGNORED, reasons)
     check_hearing(report, family)
 
-    def tokenizer() -> Tokenizer:
+    def tokenizers() -> list[Tokenizer | WordPiece]:
         if settings.TOKENIZER in file.metadata:
-            return settings.tokenizer_from_json(file.metadata[settings.TOKENIZER], str(path), family)
-        return Tokenizer.openai(length=family.text.length, pad=family.pad)
+            return [settings.tokenizer_from_json(file.metadata[settings.TOKENIZER], str(path), family)]
+        return [usual_tokenizer(text) for text in family.texts if not isinstance(text.config, ClassConfig)]
 
-    return Plan(report, family, parts, tokenizer, file.metadata, Dialect(prefix))
+    return Plan(report, family, parts, tokenizers, file.metadata, Dialect(prefixes))
 
 
-def file_family(file: File, shapes: Shapes, asked: str | None, prefix: str) -> tuple[Family, list[str]]:
+def usual_tokenizer(text: Text) -> Tokenizer | WordPiece:
+    """The tokenizer of a text encoder whose file brings none."""
+    if isinstance(text.config, BERTConfig):
+        return WordPiece.bert(length=text.length)
+    return Tokenizer.openai(length=text.length, pad=text.pad)
+
+
+def file_family(file: File, shapes: Shapes, asked: str | None) -> tuple[Family, list[str]]:
     """The family of a single file and why: what was asked for, or the file says, or it shows."""
     found = detect(shapes)
     if asked is None and found.family and settings.KEY in file.metadata:
         family = settings.from_json(file.metadata[settings.KEY], str(file.path))
         return family, [f"the metadata {settings.KEY} says {family.name}", *found.reasons]
     chosen, reasons = choose_family(file.path, asked, found)
-    return sizes.family(shapes, family_named(chosen), prefix), reasons
+    if asked is None and (said := modelspec.decide(chosen, file.metadata)):
+        chosen, because = said
+        reasons = [because, *reasons]
+    elif asked is None and chosen in GUESSES:
+        reasons = [*reasons, GUESSES[chosen]]
+    preset = family_named(chosen)
+    return sizes.family(shapes, preset, original.text_prefixes(shapes, preset)), reasons
 
 
 def folder_plan(folder: Path, name: str | None, variant: str | None) -> Plan:
     """The plan of a diffusers folder."""
-    index = read_json(folder / "model_index.json")
-    unet = read_json(folder / "unet" / "config.json")
-    chosen, reasons = choose_family(folder, name, at(folder, lambda: diffusers.detect(index, unet)))
-    stores = {part: open_component(folder / part, variant) for part in NETWORKS}
+    index, unet = read_json(folder / "model_index.json"), read_json(folder / "unet" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    found = at(folder, lambda: diffusers.detect(index, unet, scheduler))
+    chosen, reasons = choose_family(folder, name, found)
+    preset = family_named(chosen)
+    where = {part: folder / diffusers.folder_of(preset, part) for part in networks(preset)}
+    stores = {part: open_component(path, variant) for part, path in where.items()}
     shapes = {part: shapes_in(store.entries) for part, store in stores.items()}
-    said = {part: read_json(folder / part / "config.json") for part in NETWORKS}
-    said["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
-    prefix = "text_model." if any(key.startswith("text_model.") for key in shapes["text_encoder"]) else ""
-    family = at(folder, lambda: configs.apply(diffusers.family(shapes, family_named(chosen), prefix), said))
+    said = {part: read_json(path / "config.json") for part, path in where.items()} | {"scheduler": scheduler}
+    prefixes = {text.name: diffusers.text_prefix(shapes[text.name]) for text in preset.texts}
+    side = open_side(folder)
+    sized = diffusers.family(shapes, preset, prefixes, shapes_in(side.entries))
+    family = at(folder, lambda: configs.apply(sized, said))
     check_sizes(folder, family)
-    dialect = Dialect(prefix, old_vae_attention=any(".query." in key for key in shapes["vae"]))
-    rules = {
-        "unet": diffusers.unet_rules(family.unet),
-        "vae": diffusers.vae_rules(
-            diffusers.OLD_ATTENTION if dialect.old_vae_attention else diffusers.NEW_ATTENTION
-        ),
-        "text_encoder": diffusers.text_rules(prefix),
-    }
-    parts = tuple(part(name, family, rules[name], stores[name]) for name in NETWORKS)
+    dialect = Dialect(tuple(prefixes.values()), any(".query." in key for key in shapes["vae"]))
+    rules = diffusers.rules(family, dialect.text_prefixes, dialect.old_vae_attention)
+    parts = tuple(part(name, family, rules[name], stores[name]) for name in networks(family))
+    parts = tuple(with_last_layers(part, family, side) for part in parts)
     report = compare(folder, "diffusers", family, parts, diffusers.IGNORED, reasons)
     check_hearing(report, family)
     if not report.problems:
         at(folder, lambda: configs.agree(family, said))
 
-    def tokenizer() -> Tokenizer:
-        return open_tokenizer(folder / "tokenizer", family.text.length, family.pad)
+    def tokenizers() -> list[Tokenizer | WordPiece]:
+        return [open_tokenizer(folder / tokenizer_folder(text), text) for text in family.texts]
 
-    return Plan(report, family, parts, tokenizer, {}, dialect)
+    inside = {source.key for part in parts for source in part.table.values()}
+    aside = {key: side for key in side.entries if key not in inside}
+    return Plan(report, family, parts, tokenizers, {}, dialect, aside)
+
+
+def with_last_layers(part: Part, family: Family, side: File) -> Part:
+    """A text encoder of a folder, whose last layers, which it does without, lie in a file aside."""
+    texts = {
+        text.name: (text, prefix)
+        for text, prefix in zip(family.texts, original.prefixes(family), strict=True)
+    }
+    if part.name not in texts:
+        return part
+    text, prefix = texts[part.name]
+    _, last = diffusers.kept(text.config, part.table)
+    found = table(last, original.prompt_rules(text.config, prefix))
+    entries = {
+        source.key: side.entries[source.key] for source in found.values() if source.key in side.entries
+    }
+    store = Store((*part.store.files, replace(side, entries=entries))) if last else part.store
+    return replace(part, table=part.table | found, store=store)
 
 
 def part(name: str, family: Family, rules: list[Rule], store: Store) -> Part:
     """The network of a name, without weights, and where its tensors are."""
     with torch.device("meta"):
-        model = NETWORKS[name](family)
+        model = networks(family)[name]()
     return Part(name, model, table(model.state_dict(), rules), store)
 
 
@@ -169,7 +220,8 @@ def at(source: Path, read: Callable[[], T]) -> T:
 
 def check_sizes(source: Path, family: Family) -> None:
     """Raises CheckpointError for sizes of which no network can be built."""
-    unet, vae, text = family.unet, family.vae, family.text
+    unet, vae = family.unet, family.vae
+    texts = [text.config for text in family.texts if not isinstance(text.config, ClassConfig)]
     splits = [("UNet", width, unet.groups, "groups") for width in unet.channels]
     splits += [
         ("UNet", w, unet.heads or unet.head_dim or 1, "heads")
@@ -177,24 +229,33 @@ def check_sizes(source: Path, family: Family) -> None:
         if depth
     ]
     splits += [("autoencoder", width, vae.groups, "groups") for width in vae.channels]
-    splits += [("text encoder", text.width, text.heads, "heads")]
+    splits += [
+        ("text encoder", text.width, text.heads, "heads") for text in texts if isinstance(text, CLIPConfig)
+    ]
     for network, width, pieces, what in splits:
         if not width or width % pieces:
             raise CheckpointError(
                 f"{source}: {width} channels of the {network} cannot be split into {pieces} {what}; "
                 "correct its config, or get the model again"
             )
-    if not (unet.res_blocks and vae.res_blocks and text.layers and unet.mid_depth):
+    if not (unet.res_blocks and vae.res_blocks and unet.mid_depth and all(text.layers for text in texts)):
         raise CheckpointError(
             f"{source}: a network has no blocks at all; the file is not complete, get it again"
         )
 
 
 def check_hearing(report: Report, family: Family) -> None:
-    """Raises CheckpointError where two networks, both of them complete, do not fit together."""
-    hears, says = family.unet.context_dim, family.text.width
-    if hears != says and not report.problems:
+    """Raises CheckpointError where networks, all of them complete, do not fit together."""
+    if report.problems:
+        return
+    hears, says = family.unet.context_dim or 0, sum(text.config.width for text in family.texts)
+    if hears != says:
         raise CheckpointError(
             f"{report.source}: the UNet hears tokens {hears} wide, but the text encoder's are {says}; "
             "get both from one model"
+        )
+    if family.vector and not family.vector_part:
+        raise CheckpointError(
+            f"{report.source}: the UNet hears a vector {family.unet.vector_dim} wide, which is not that of "
+            "the pooled text and some numbers; get both networks from one model"
         )

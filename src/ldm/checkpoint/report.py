@@ -15,14 +15,21 @@ from ldm.checkpoint.folder import Store
 from ldm.checkpoint.table import Source
 from ldm.families import Family
 
-TITLES = {"unet": "UNet", "vae": "autoencoder", "text_encoder": "text encoder"}
+TITLES = {
+    "unet": "UNet",
+    "vae": "autoencoder",
+    "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+    "bert": "text encoder",
+    "class_embedder": "embedding of classes",
+}
 
 
 @dataclass(frozen=True)
 class Part:
     """One network of a model: itself on the meta device, and where its tensors are."""
 
-    name: str  # "unet", "vae" or "text_encoder"
+    name: str  # a name in TITLES
     model: nn.Module
     table: dict[str, Source]
     store: Store

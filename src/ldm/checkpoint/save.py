@@ -11,16 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import configs, diffusers, original, settings, sizes
+from ldm.checkpoint import diffusers, modelspec, original, settings, sizes, written
+from ldm.checkpoint.detect import detect
 from ldm.checkpoint.files import replacing, sync_folder, write
-from ldm.checkpoint.folder import STEMS
+from ldm.checkpoint.folder import SIDE, STEMS, tokenizer_folder
 from ldm.checkpoint.paths import target_path
 from ldm.checkpoint.table import Rule, assemble, table
 from ldm.checkpoint.values import narrowed
-from ldm.clip import Tokenizer
+from ldm.clip import Tokenizer, WordPiece
+from ldm.devices import check_dtype
 from ldm.errors import CheckpointError, InputError
-from ldm.families import SD1, Family
-from ldm.pipeline import Dialect, Origin, Pipeline, check_dtype
+from ldm.families import FAMILIES
+from ldm.family import Family
+from ldm.origin import Dialect, Origin
+from ldm.pipeline import Pipeline
 
 LAYOUTS = ("original", "diffusers")
 PLAIN = r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"  # ends of the names of weights of no variant
@@ -58,32 +62,40 @@ def save_file(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
         raise CheckpointError(f"{path} is a folder; give the name of a .safetensors file")
     family, origin = pipe.family, pipe.origin
     same = origin.layout == "original"
-    tensors = dict(origin.extras if same else original.extras(family))
-    prefix = (same and origin.dialect.text_prefix) or original.TEXT
-    networks = {
-        "unet": (pipe.unet, original.unet_rules(family.unet)),
-        "vae": (pipe.vae, original.vae_rules(family.vae)),
-        "text_encoder": (pipe.text_encoders[0], original.text_rules(prefix)),
-    }
-    for name, (network, rules) in networks.items():
-        tensors |= renamed(name, network, rules, origin, dtype)
+    tensors = dict(origin.extras if same else origin.aside or original.extras(family))
+    prefixes = (same and origin.dialect.text_prefixes) or original.prefixes(family)
+    rules = original.rules(family, prefixes)
+    for name, network in named_networks(pipe).items():
+        tensors |= renamed(name, network, rules[name], origin, dtype)
     write(path, tensors, metadata(pipe, tensors))
+
+
+def named_networks(pipe: Pipeline) -> dict[str, nn.Module]:
+    """The networks of a pipeline by their names."""
+    names = ("unet", "vae", *(text.name for text in pipe.family.texts))
+    return dict(zip(names, pipe.networks(), strict=True))
 
 
 def metadata(pipe: Pipeline, tensors: dict[str, Tensor]) -> dict[str, str]:
     """The texts of a single file: the source's, and what its tensors could not tell a reader."""
-    texts = {"format": "pt"} | pipe.origin.metadata
+    described = modelspec.describe(pipe.family) if pipe.origin.layout != "original" else {}
+    texts = {"format": "pt"} | described | pipe.origin.metadata
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if not told_by(shapes, pipe.family):
         texts[settings.KEY] = settings.to_json(pipe.family)
-    if pipe.tokenizers[0].merges != Tokenizer.openai().merges:
-        texts[settings.TOKENIZER] = settings.tokenizer_to_json(pipe.tokenizers[0])
+    for tokenizer in pipe.tokenizers[:1]:
+        if isinstance(tokenizer, Tokenizer) and tokenizer.merges != Tokenizer.openai().merges:
+            texts[settings.TOKENIZER] = settings.tokenizer_to_json(tokenizer)
     return texts
 
 
 def told_by(shapes: dict[str, tuple[int, ...]], family: Family) -> bool:
     """Whether a reader of these shapes alone would arrive at the family."""
-    return sizes.family(shapes, SD1, original.text_prefix(shapes)) == family
+    found = detect(shapes).family
+    if found not in FAMILIES:
+        return False
+    preset = FAMILIES[found]
+    return sizes.family(shapes, preset, original.text_prefixes(shapes, preset)) == family
 
 
 def save_folder(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
@@ -93,23 +105,36 @@ def save_folder(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
     family, origin = pipe.family, pipe.origin
     same = origin.layout == "diffusers"
     dialect = origin.dialect if same else Dialect()
-    attention = diffusers.OLD_ATTENTION if dialect.old_vae_attention else diffusers.NEW_ATTENTION
-    prefix = "text_model." if dialect.text_prefix is None else dialect.text_prefix
-    networks = {
-        "unet": (pipe.unet, diffusers.unet_rules(family.unet)),
-        "vae": (pipe.vae, diffusers.vae_rules(attention)),
-        "text_encoder": (pipe.text_encoders[0], diffusers.text_rules(prefix)),
-    }
+    prefixes = dialect.text_prefixes or ("text_model.",) * len(family.texts)
+    rules = diffusers.rules(family, prefixes, dialect.old_vae_attention)
     with replacing_folder(path) as new:
-        for name, config in configs.write(family).items():
+        for name, config in written.write(family).items():
             write_text(new / name, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_tokenizer(new / "tokenizer", pipe.tokenizers[0])
-        for name, (network, rules) in networks.items():
-            tensors = renamed(name, network, rules, origin, dtype)
+        for text, tokenizer in zip(family.texts, pipe.tokenizers, strict=False):
+            write_tokenizer(new / tokenizer_folder(text), tokenizer)
+        aside = dict(origin.aside if same else origin.extras)
+        for name, network in named_networks(pipe).items():
+            tensors = renamed(name, network, rules[name], origin, dtype)
+            aside |= taken_out(tensors, pipe, name, rules[name])
             if same:
                 own = (key for key in origin.extras if key.startswith(f"{name}/"))
                 tensors |= {key.removeprefix(f"{name}/"): origin.extras[key] for key in own}
-            write(new / name / f"{STEMS[name]}.safetensors", tensors, {"format": "pt"})
+            where = diffusers.folder_of(family, name)
+            write(new / where / f"{STEMS[where]}.safetensors", tensors, {"format": "pt"})
+        if aside:
+            write(new / SIDE, aside, {"format": "pt"})
+
+
+def taken_out(tensors: dict[str, Tensor], pipe: Pipeline, name: str, rules: list[Rule]) -> dict[str, Tensor]:
+    """Take the last layers of a text encoder out of a folder's tensors; by their official names."""
+    texts = zip(pipe.family.texts, original.prefixes(pipe.family), pipe.text_encoders, strict=True)
+    for text, prefix, encoder in texts:
+        if text.name == name:
+            _, last = diffusers.kept(text.config, encoder.state_dict())
+            theirs = table(last, rules)
+            state = {key: tensors.pop(source.key) for key, source in theirs.items()}
+            return assemble(state, table(last, original.prompt_rules(text.config, prefix)))
+    return {}
 
 
 def renamed(
@@ -140,8 +165,11 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """`vocab.json` and `merges.txt`."""
+def write_tokenizer(folder: Path, tokenizer: Tokenizer | WordPiece) -> None:
+    """`vocab.json` and `merges.txt`, or of words `vocab.txt`."""
+    if isinstance(tokenizer, WordPiece):
+        write_text(folder / "vocab.txt", "".join(f"{piece}\n" for piece in tokenizer.vocab))
+        return
     write_text(folder / "vocab.json", json.dumps(tokenizer.vocab, ensure_ascii=False))
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in tokenizer.merges)]
     write_text(folder / "merges.txt", "\n".join(lines) + "\n")

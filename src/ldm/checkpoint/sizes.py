@@ -4,29 +4,31 @@ What names and shapes cannot tell, such as the number of heads, is taken from a 
 """
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ldm.checkpoint.evidence import Shapes, commonest, count, read_or, under, vote
-from ldm.checkpoint.original import TEXT, UNET, VAE
-from ldm.clip.bert import BERTConfig
-from ldm.clip.config import CLIPConfig
-from ldm.families import Family
+from ldm.checkpoint.original import UNET, VAE
+from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
+from ldm.families import BESIDE, Family
 from ldm.unet.config import UNetConfig
 from ldm.vae.config import VAEConfig
 
 RES = r"(?:in_layers\.2|out_layers\.[03]|emb_layers\.1)\.(?:weight|bias)"
 
 
-def family(shapes: Shapes, preset: Family, text: str = TEXT) -> Family:
-    """A preset with the sizes of a file, as far as it has them; text: the prefix of its text encoder."""
+def family(shapes: Shapes, preset: Family, prefixes: Sequence[str]) -> Family:
+    """A preset with the sizes of a file, as far as it has them; prefixes: of its text encoders' names."""
     vae = read_or(preset.vae, vae_config, under(shapes, VAE))
-    unet = replace(preset.unet, in_channels=vae.latent_channels, out_channels=vae.latent_channels)
-    return replace(
-        preset,
-        vae=vae,
-        unet=read_or(unet, unet_config, under(shapes, UNET)),
-        text=read_or(preset.text, text_config, under(shapes, text)),
+    c = vae.latent_channels
+    # not read off the first and last layer, so that these are missed, or refused, by the size they would have
+    unet = replace(preset.unet, in_channels=c + BESIDE[preset.beside](c), out_channels=c)
+    texts = tuple(
+        replace(text, config=read_or(text.config, READERS[type(text.config)], under(shapes, prefix)))
+        for text, prefix in zip(preset.texts, prefixes, strict=True)
     )
+    return replace(preset, vae=vae, unet=read_or(unet, unet_config, under(shapes, UNET)), texts=texts)
 
 
 def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
@@ -50,11 +52,16 @@ def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
         mid_depth=attention_depth(under(shapes, "middle_block."), "1"),
         res_blocks=commonest([len(level) for level in levels]),
         context_dim=vote(shapes, r".*\.attn2\.to_[kv]\.weight", axis=1) if hears else None,
-        vector_dim=size(shapes, "label_emb.0.0.weight", axis=1),
-        labels=size(shapes, "label_emb.weight"),
+        vector_dim=size(shapes, "label_emb.0.0.weight", axis=1) or preset.vector_dim,
         scale_shift=told == 2 * levels[0][0][0] if levels[0] else False,
         res_sampling=not strided and len(levels) > 1,
+        linear=commonest(ranks) == 2 if (ranks := projection_ranks(shapes)) else preset.linear,
     )
+
+
+def projection_ranks(shapes: Shapes) -> list[int]:
+    """The number of axes of each projection around a transformer: 2 of a linear layer, 4 of a convolution."""
+    return [len(shape) for key, shape in shapes.items() if re.search(r"\.1\.proj_(in|out)\.weight$", key)]
 
 
 def size(shapes: Shapes, name: str, axis: int = 0) -> int | None:
@@ -96,7 +103,13 @@ def text_config(shapes: Shapes, preset: CLIPConfig) -> CLIPConfig:
         heads=preset.heads if width % preset.heads == 0 else max(1, width // 64),
         layers=count(shapes, r"(?:encoder\.layers|transformer\.resblocks)\.(\d+)\."),
         hidden=vote(shapes, r".*mlp\.(fc1|c_fc)\.(weight|bias)"),
+        projection=width if preset.projection == preset.width else preset.projection,
     )
+
+
+def class_config(shapes: Shapes, preset: ClassConfig) -> ClassConfig:
+    """The same of an embedding of classes."""
+    return replace(preset, width=vote(shapes, r"embedding\.weight", axis=1))
 
 
 def bert_config(shapes: Shapes, preset: BERTConfig) -> BERTConfig:
@@ -110,3 +123,10 @@ def bert_config(shapes: Shapes, preset: BERTConfig) -> BERTConfig:
         vocab=vote(shapes, r"token_emb\.weight"),
         length=vote(shapes, r"pos_emb\.emb\.weight"),
     )
+
+
+READERS: dict[type, Callable[[Shapes, Any], Any]] = {
+    CLIPConfig: text_config,
+    BERTConfig: bert_config,
+    ClassConfig: class_config,
+}

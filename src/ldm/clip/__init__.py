@@ -1,7 +1,19 @@
 """Text: prompts to ids to hidden states."""
 
-from ldm.clip.config import CLIPConfig
+from ldm.clip.bert import BERT
+from ldm.clip.classes import ClassEmbedder
+from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
 from ldm.clip.text import TextEncoder
 from ldm.clip.tokenizer import Tokenizer
+from ldm.clip.wordpiece import WordPiece
 
-__all__ = ["CLIPConfig", "TextEncoder", "Tokenizer"]
+__all__ = [
+    "BERT",
+    "BERTConfig",
+    "CLIPConfig",
+    "ClassConfig",
+    "ClassEmbedder",
+    "TextEncoder",
+    "Tokenizer",
+    "WordPiece",
+]

@@ -1,23 +1,10 @@
 """The text encoder of the first latent diffusion model, a BERT without a mask (Rombach et al. 2022)."""
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.attention import Attention
-
-
-@dataclass(frozen=True)
-class BERTConfig:
-    """Everything that distinguishes one such encoder from another. The defaults are LDM's text-to-image."""
-
-    width: int = 1280
-    layers: int = 32
-    heads: int = 8
-    head_dim: int = 64
-    vocab: int = 30522
-    length: int = 77  # tokens a prompt is padded to, with id 0
+from ldm.clip.config import BERTConfig
 
 
 class BERT(nn.Module):

@@ -104,9 +104,7 @@ class Tokenizer:
         """`ids` between start and end, cut or padded to `length`."""
         room = self.length - 2
         if len(ids) > room:
-            lost = "".join(self._text[i] for i in ids[room:]).replace("</w>", " ").strip()
-            lost = lost if len(lost) <= 200 else f"{lost[:200]}…"
-            log.warning("the prompt has %d tokens and %d fit; lost: %r", len(ids), room, lost)
+            warn_lost(len(ids), room, "".join(self._text[i] for i in ids[room:]).replace("</w>", " ").strip())
         ids = [self.vocab[START], *ids[:room], self.vocab[END]]
         return ids + [self.vocab[self.pad]] * (self.length - len(ids))
 
@@ -200,6 +198,12 @@ def merged(pieces: Sequence[str], rank: dict[Pair, int]) -> tuple[str, ...]:
             offer(before[i])
             offer(i)
     return tuple(piece for piece in row if piece)
+
+
+def warn_lost(tokens: int, room: int, lost: str) -> None:
+    """Tell the logger "ldm" what of a prompt did not fit."""
+    lost = lost if len(lost) <= 200 else f"{lost[:200]}…"
+    log.warning("the prompt has %d tokens and %d fit; lost: %r", tokens, room, lost)
 
 
 def pair_of(line: str) -> Pair:

@@ -25,6 +25,15 @@ def leading(schedule: Schedule, steps: int, end: Level = CLEAN, offset: int = 1)
     return along(schedule, np.minimum(times, schedule.steps - 1)[::-1], end)
 
 
+def uniform(schedule: Schedule, steps: int, end: Level = CLEAN) -> Path:
+    """t = 1, 1 + k, 1 + 2k, … up to T, with k = T // steps, as the code of Rombach et al. (2022) counts.
+
+    Where `steps` does not divide T these are more than `steps`: 7 gives 8.
+    """
+    times = np.arange(0, schedule.steps, schedule.steps // steps) + 1
+    return along(schedule, times[times < schedule.steps][::-1], end)
+
+
 def trailing(schedule: Schedule, steps: int, end: Level = CLEAN) -> Path:
     """t = T - 1, T - 1 - T/steps, …: from the noisiest level (Lin et al. 2024, sec. 3.3)."""
     times = np.round(np.arange(schedule.steps, 0, -schedule.steps / steps)) - 1
@@ -51,6 +60,7 @@ def exponential(schedule: Schedule, steps: int, end: Level = CLEAN) -> Path:
 
 SPACINGS: dict[str, Spacing] = {
     "leading": leading,
+    "uniform": uniform,
     "trailing": trailing,
     "linspace": linspace,
     "karras": karras,

@@ -22,6 +22,7 @@ class UNetConfig:
     crossing: tuple[bool, ...] = ()  # per level: whether self-attention, too, attends to the context
     scale_shift: bool = False  # whether the noise level scales and shifts, or is only added
     res_sampling: bool = False  # whether a residual block halves and doubles the size, or a convolution
+    linear: bool = False  # whether files have the projections around transformers as linear layers
 
     @property
     def time_dim(self) -> int:

@@ -1,0 +1,75 @@
+"""What only some families are told in a call: sizes, scores, noise levels, and a part of the path."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ldm.checks import number, shown, whole
+from ldm.errors import InputError
+from ldm.families import Family
+
+MOST_PIXELS = 100_000  # along a side of a picture that is only spoken of
+MOST_GUIDANCE = 1_000_000
+MOST_NOISE = 350  # the noisiest small picture that the x4 upscaler was trained with
+
+
+@dataclass(frozen=True)
+class Details:
+    """Those of one call. Sizes are (height, width)."""
+
+    original_size: tuple[int, int] = (0, 0)  # SDXL: of the picture before it was cropped
+    crops_coords_top_left: tuple[int, int] = (0, 0)  # SDXL: its corner
+    target_size: tuple[int, int] = (0, 0)  # SDXL: of what is asked for
+    aesthetic_score: float = 6.0  # SDXL's refiner
+    negative_aesthetic_score: float = 2.5
+    noise_level: int = 20  # x4 upscaler: of the noise on the small picture, 0 to 350
+    image_guidance_scale: float = 1.5  # InstructPix2Pix: how much the picture to edit counts
+    denoising_start: float = 0.0  # the part of the path to follow
+    denoising_end: float = 1.0
+
+    def numbers(self, kind: str, negative: bool = False) -> tuple[float, ...]:
+        """What the vector of a family tells; kind: `family.vector`."""
+        known = (*self.original_size, *self.crops_coords_top_left)
+        score = self.negative_aesthetic_score if negative else self.aesthetic_score
+        return (*known, *self.target_size) if kind == "size" else (*known, score)
+
+
+TAKES = {  # an argument, to whether a family takes it
+    "original_size": lambda family: family.vector != "",
+    "crops_coords_top_left": lambda family: family.vector != "",
+    "target_size": lambda family: family.vector == "size",
+    "aesthetic_score": lambda family: family.vector == "score",
+    "negative_aesthetic_score": lambda family: family.vector == "score",
+    "noise_level": lambda family: family.beside == "upscale",
+    "image_guidance_scale": lambda family: family.beside == "edit",
+    "denoising_start": lambda family: True,
+    "denoising_end": lambda family: True,
+}
+NAMES = tuple(field.name for field in fields(Details))
+
+
+def read_details(family: Family, height: int, width: int, given: dict[str, Any]) -> Details:
+    """The details of a call; what is not given, or None, is the default. Raises InputError."""
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if not TAKES[name](family):
+            raise InputError(f"{family.name} does not take {name}; leave it out")
+    plain = Details(original_size=(height, width), target_size=(height, width))
+    read = {name: _value(name, value) for name, value in given.items()}
+    found = Details(**({name: getattr(plain, name) for name in NAMES} | read))
+    if found.denoising_start >= found.denoising_end:
+        raise InputError(
+            f"denoising_start {found.denoising_start} is not before denoising_end {found.denoising_end}"
+        )
+    return found
+
+
+def _value(name: str, value: Any) -> Any:
+    if name in ("original_size", "target_size", "crops_coords_top_left"):
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise InputError(f"{name} must be two whole numbers, for height and width, not {shown(value)}")
+        return tuple(whole(name, item, MOST_PIXELS, least=0) for item in value)
+    if name == "noise_level":
+        return whole(name, value, MOST_NOISE, least=0)
+    if name.startswith("denoising"):
+        return number(name, value, 0, 1)
+    return number(name, value, -MOST_GUIDANCE, MOST_GUIDANCE)

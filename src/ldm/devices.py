@@ -1,0 +1,28 @@
+"""Where networks compute, and in what numbers."""
+
+from typing import Any
+
+import torch
+
+from ldm.errors import DeviceError, InputError
+
+
+def find_device(device: torch.device | str) -> torch.device:
+    """A device that is there. Raises DeviceError."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError, ValueError, NotImplementedError, ImportError) as error:
+        reason = str(error).split("\n")[0]
+        raise DeviceError(f"device {device!r} cannot be used: {reason}; try device='cpu'") from error
+    if found.type == "meta":
+        raise DeviceError("device 'meta' holds no values, so it cannot be sampled on; try device='cpu'")
+    return found
+
+
+def check_dtype(dtype: Any) -> torch.dtype:
+    """A floating point type that networks can compute in. Raises InputError."""
+    allowed = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    if not isinstance(dtype, torch.dtype) or dtype not in allowed:
+        raise InputError(f"dtype must be one of {', '.join(map(str, allowed))}, not {dtype!r}")
+    return dtype

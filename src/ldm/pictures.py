@@ -1,0 +1,95 @@
+"""The pictures of a call, and what a family does with them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.checks import inside, real
+from ldm.errors import InputError
+from ldm.families import Family
+from ldm.image import from_any, mask_from_any
+
+NEEDS = {  # what a UNet sees beside the latent, to the arguments it is made of
+    "inpaint": ("image", "mask_image"),
+    "fill": ("image", "mask_image"),
+    "edit": ("image",),
+    "upscale": ("image",),
+    "enlarge": ("image",),
+    "depth": ("depth_map",),
+}
+
+
+class Pictures(NamedTuple):
+    """Those of one call: as they are given, or read."""
+
+    image: Any = None  # [1 3 H W] in [-1, 1]
+    mask: Any = None  # [1 1 H W] in [0, 1], 1 where to repaint
+    depth: Any = None  # [1 1 H W]
+
+    def check(self, family: Family) -> None:
+        """Raises InputError for a picture that a family needs and has not got, or that it has no use for."""
+        given = {"image": self.image, "mask_image": self.mask, "depth_map": self.depth}
+        needed = NEEDS.get(family.beside, ())
+        for name in needed:
+            if given[name] is None:
+                raise InputError(f"{family.name} needs {' and '.join(needed)}; give {name}")
+        if self.image is None and self.mask is not None:
+            raise InputError("mask_image needs image, the picture to repaint")
+        if self.depth is not None and "depth_map" not in needed:
+            raise InputError(f"{family.name} does not take depth_map; leave it out")
+        if self.mask is not None and family.beside in ("edit", "upscale", "enlarge"):
+            raise InputError(f"{family.name} does not take mask_image; leave it out")
+
+    def read(self, family: Family, height: int, width: int) -> "Pictures":
+        """As tensors, of the size of the images to be made; small ones of the size they have to be."""
+        smaller = family.vae.factor if enlarges(family) else 1
+        size = (width // smaller, height // smaller)
+        return Pictures(
+            None if self.image is None else from_any(self.image, size),
+            None if self.mask is None else mask_from_any(self.mask, size),
+            None if self.depth is None else depth_from_any(self.depth),
+        )
+
+    def to(self, device: torch.device) -> "Pictures":
+        """On a device."""
+        return Pictures(*(None if x is None else x.to(device) for x in self))
+
+
+def starts_at_image(family: Family) -> bool:
+    """Whether a picture that is given is where sampling starts."""
+    return family.beside in ("", "depth", "inpaint")
+
+
+def enlarges(family: Family) -> bool:
+    """Whether a picture that is given is a small one to be enlarged."""
+    return family.beside in ("upscale", "enlarge")
+
+
+def grown(family: Family, image: Any, height: int | None, width: int | None) -> tuple[int | None, int | None]:
+    """The size of the images to be made: what is asked for, or of a small picture enlarged."""
+    if not enlarges(family) or (height is not None and width is not None):
+        return height, width
+    if isinstance(image, Image.Image):
+        w, h = image.size
+    elif isinstance(image, np.ndarray) and image.ndim == 3:
+        h, w, _ = image.shape
+    elif isinstance(image, Tensor) and image.ndim >= 2:
+        h, w = image.shape[-2:]
+    else:
+        return height, width
+    factor = family.vae.factor
+    return height or h * factor, width or w * factor
+
+
+def depth_from_any(depth: Any) -> Tensor:
+    """A depth map as float32 [1 1 H W]. Raises InputError for anything but finite numbers of two sizes."""
+    shapes = [(None, None), (1, None, None), (1, 1, None, None)]
+    x = real("depth_map", depth, "an array or tensor [H W]", *shapes).cpu()
+    if not inside(x, -1e30, 1e30):
+        raise InputError("depth_map has values that are not finite; take them out")
+    if x.max() == x.min():
+        raise InputError("depth_map is the same everywhere; give one that tells near from far")
+    return x.reshape(1, 1, *x.shape[-2:])
