@@ -5,7 +5,8 @@ from pathlib import Path
 
 import ldm
 from ldm.clip import BERTConfig, ClassConfig, CLIPConfig
-from ldm.families import FAMILIES, NUMBERS, Family, Text
+from ldm.families import FAMILIES
+from ldm.family import NUMBERS, Family, Text
 from tests import tiny
 
 
@@ -43,7 +44,8 @@ def reduce(family: Family) -> Family:
         res_blocks=1,
         codes=family.vae.codes and 24,
     )
-    return replace(family, unet=unet, vae=vae, texts=texts, size=8 * vae.factor, steps=min(family.steps, 4))
+    small = replace(family, unet=unet, vae=vae, texts=texts, steps=min(family.steps, 4))
+    return replace(small, size=max(8 * vae.factor, small.unit))
 
 
 REDUCED = {name: reduce(family) for name, family in FAMILIES.items() if name != "shapes"}

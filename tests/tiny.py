@@ -18,7 +18,8 @@ from ldm.checkpoint import plan
 from ldm.checkpoint.table import table
 from ldm.clip import ClassConfig, CLIPConfig, Tokenizer, WordPiece
 from ldm.clip.tokenizer import vocabulary
-from ldm.families import SD1, Family, Text
+from ldm.families import SD1
+from ldm.family import Family, Text
 from ldm.pipeline import Pipeline
 from ldm.unet import UNetConfig
 from ldm.vae import VAEConfig

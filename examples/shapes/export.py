@@ -7,7 +7,8 @@ import torch
 from stages import PREDICTION, SCHEDULE, Parts
 
 import ldm
-from ldm.families import SHAPES, Text
+from ldm.families import SHAPES
+from ldm.family import Text
 from ldm.pipeline import Pipeline
 from ldm.schedulers.spacing import trailing
 

@@ -4,7 +4,8 @@ from ldm.attention import attention, attention_backend
 from ldm.checkpoint import Report, inspect, load, save
 from ldm.denoiser import Denoiser
 from ldm.errors import CheckpointError, DeviceError, InputError, LdmError, NumericError
-from ldm.families import Family, families
+from ldm.families import families
+from ldm.family import Family
 from ldm.noise import Noise
 from ldm.pipeline import Pipeline
 from ldm.result import Result

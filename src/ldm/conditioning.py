@@ -1,16 +1,14 @@
 """What the network is told besides the latent and its level: tokens, a vector, channels, a label."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.clip import ClassEmbedder, TextEncoder
 from ldm.errors import CheckpointError
-from ldm.families import Family
-from ldm.schedulers import Level
+from ldm.family import Family
 from ldm.unet.embeddings import sinusoid
 
 
@@ -66,39 +64,3 @@ def tell(pooled: Tensor, numbers: Sequence[float], family: Family) -> Tensor:
 def join(*conditionings: Conditioning) -> Conditioning:
     """One batch of several, each of which has the same fields."""
     return Conditioning(*(None if x[0] is None else torch.cat(x) for x in zip(*conditionings, strict=True)))
-
-
-# What the UNet sees beside the latent. image [1 3 H W] in [-1, 1]; mask [1 1 H W], 1 where to repaint.
-Encode = Callable[[Tensor], Tensor]  # images -> latents
-
-
-def inpaint(image: Tensor, mask: Tensor, encode: Encode, factor: int) -> Tensor:
-    """Stable Diffusion's inpainting: the mask, and the picture with a grey hole as a latent. [1 1+c h w]."""
-    hole = (mask >= 0.5).float()
-    return torch.cat([corner(hole, factor), encode(image * (1 - hole))], dim=1)
-
-
-def fill(image: Tensor, mask: Tensor, encode: Encode, factor: int) -> Tensor:
-    """LDM's inpainting: the picture with a black hole as a latent, and the mask in -1, 1. [1 c+1 h w]."""
-    hole = (mask >= 0.5).float()
-    return torch.cat([encode((image + 1) * (1 - hole) - 1), 2 * corner(hole, factor) - 1], dim=1)
-
-
-HOLES = {"inpaint": inpaint, "fill": fill}
-
-
-def corner(mask: Tensor, factor: int) -> Tensor:
-    """A mask at the latent's size: of every square of pixels the top left one."""
-    return mask[..., ::factor, ::factor]
-
-
-def depth(depths: Tensor, size: tuple[int, int]) -> Tensor:
-    """How far away things are, at the latent's size, from -1 to 1. [b 1 h' w'] -> [b 1 h w]."""
-    small = F.interpolate(depths, size=size, mode="bicubic", align_corners=False)
-    low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
-    return 2 * (small - low) / (high - low) - 1
-
-
-def upscale(image: Tensor, noise: Tensor, level: Level) -> Tensor:
-    """The x4 upscaler: the small picture with some noise, which hides what made it small. [b 3 h w]."""
-    return level.alpha * image + level.sigma * noise

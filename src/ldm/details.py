@@ -5,7 +5,7 @@ from typing import Any
 
 from ldm.checks import number, shown, whole
 from ldm.errors import InputError
-from ldm.families import Family
+from ldm.family import Family
 
 MOST_PIXELS = 100_000  # along a side of a picture that is only spoken of
 MOST_GUIDANCE = 1_000_000

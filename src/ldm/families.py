@@ -3,14 +3,12 @@
 from dataclasses import replace
 
 from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
-from ldm.family import BESIDE, NUMBERS, Family, Text
+from ldm.family import Family, Text
 from ldm.schedulers import Schedule, V
 from ldm.schedulers.samplers import look_up
 from ldm.schedulers.spacing import trailing, uniform
 from ldm.unet.config import UNetConfig
 from ldm.vae.config import VAEConfig
-
-__all__ = ["BESIDE", "FAMILIES", "NUMBERS", "Family", "Text", "families", "family"]
 
 # Stable Diffusion 1 and what was made of it.
 CLIP_L = CLIPConfig()
@@ -137,6 +135,7 @@ LDM_CELEBA = Family(  # and FFHQ, and LSUN bedrooms
     spacing=uniform,
     size=256,
     guidance=1.0,
+    averaged=True,
 )
 LDM_CHURCHES = replace(
     LDM_CELEBA,

@@ -64,6 +64,13 @@ class Family:
     steps: int = 50
     guidance: float = 7.5
     strength: float = 0.8  # of image to image
+    averaged: bool = False  # whether the moving average of the UNet's weights is what is sampled with
+
+    @property
+    def unit(self) -> int:
+        """Pixels of which the sides of an image are multiples: a residual block cannot halve an odd size."""
+        halvings = len(self.unet.channels) - 1 if self.unet.res_sampling else 0
+        return self.vae.factor * 2**halvings
 
     @property
     def vector_part(self) -> int:

@@ -24,3 +24,4 @@ class Origin:
     aside: dict[str, Tensor] = field(default_factory=dict)  # those of a single file that became a folder
     metadata: dict[str, str] = field(default_factory=dict)  # texts of a single file
     dialect: Dialect = Dialect()
+    averaged: bool = False  # whether the UNet's weights were moving averages in the file

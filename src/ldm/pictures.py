@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.checks import inside, real
 from ldm.errors import InputError
-from ldm.families import Family
+from ldm.family import Family
 from ldm.image import from_any, mask_from_any
 
 NEEDS = {  # what a UNet sees beside the latent, to the arguments it is made of

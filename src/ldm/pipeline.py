@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checks import texts
-from ldm.conditioning import HOLES, Conditioning, depth, encode_classes, encode_text, tell, upscale
+from ldm.conditioning import Conditioning, encode_classes, encode_text, tell
 from ldm.denoiser import Denoiser
 from ldm.details import NAMES, Details
 from ldm.devices import check_dtype, find_device
-from ldm.families import Family
+from ldm.family import Family
 from ldm.image import to_numpy, to_pil, to_unit
 from ldm.noise import Noise
 from ldm.origin import Origin
@@ -23,6 +23,7 @@ from ldm.result import Result, merge
 from ldm.rows import hears_classes, some
 from ldm.schedulers import Sampler
 from ldm.schedulers.solvers import Denoise
+from ldm.sight import SEES, Sight
 from ldm.tasks import between, knowing, latent_mask, noised, paste, shorten
 from ldm.unet import UNet
 from ldm.vae import VAE
@@ -146,7 +147,7 @@ class Pipeline:
 
         prompt, negative_prompt   str, or list of str; a class or list of them for models of classes; None for
                                   those that hear none. A missing negative one is the family's own
-        height, width             pixels, multiples of `family.vae.factor`; at most 8192, 4096² together
+        height, width             pixels, multiples of `family.unit`; at most 8192, 4096² together
         num_inference_steps       1 to 1000
         guidance_scale            w of eps_u + w (eps_c - eps_u); w <= 1 runs the conditional branch alone
         seed                      int or one per image; image i uses seed + i, alone or in a batch
@@ -221,20 +222,12 @@ class Pipeline:
     def beside(self, request: Request, pictures: Pictures, noise: Noise) -> Tensor | None:
         """What the UNet sees beside the latent, for each image. [b c h w]"""
         family, factor = self.family, self.family.vae.factor
-        image, mask, depths = pictures
-        seen: Tensor | None = None
-        if family.beside in HOLES and image is not None and mask is not None:
-            seen = HOLES[family.beside](image, mask, self.encode, factor)
-        elif family.beside == "edit" and image is not None:
-            seen = self.encode(image) / family.vae.scale
-        elif family.beside == "depth" and depths is not None:
-            seen = depth(depths, (request.height // factor, request.width // factor))
-        elif family.beside == "upscale" and image is not None:
-            level = family.schedule.at(request.details.noise_level)
-            return upscale(image, noise(tuple(image.shape[1:])), level)
-        elif family.beside == "enlarge":
-            seen = image
-        return None if seen is None else seen.expand(len(request.seeds), -1, -1, -1)
+        if not family.beside:
+            return None
+        size = (request.height // factor, request.width // factor)
+        level = family.schedule.at(request.details.noise_level)
+        seen = SEES[family.beside](Sight(*pictures, size, family, self.encode, noise, level))
+        return seen.expand(len(request.seeds), -1, -1, -1)
 
     def finish(self, request: Request, x: Tensor, pictures: Pictures) -> Result:
         """Decode the last latent into what the request asked for."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm.checks import dense, inside, number, one_of, whole
 from ldm.details import MOST_GUIDANCE, NAMES, Details, read_details
 from ldm.errors import InputError, KeywordError
-from ldm.families import Family
+from ldm.family import Family
 from ldm.pictures import Pictures
 from ldm.rows import Prompt, check_guidance, per_prompt, seeds, some
 from ldm.schedulers import Sampler, sampler
@@ -132,14 +132,14 @@ def refuse_odd(
 
 
 def size(family: Family, height: int | None, width: int | None) -> dict[str, int]:
-    """Height and width in pixels, multiples of the autoencoder's factor."""
-    factor = family.vae.factor
+    """Height and width in pixels, multiples of `family.unit`."""
+    unit = family.unit
     out = {}
     for name, value in (("height", height), ("width", width)):
         pixels = whole(name, value, MOST_SIDE, family.size)
-        if pixels % factor:
-            nearest = max(factor, round(pixels / factor) * factor)
-            raise InputError(f"{name} {pixels} is not a multiple of {factor}; try {nearest}")
+        if pixels % unit:
+            nearest = max(unit, round(pixels / unit) * unit)
+            raise InputError(f"{name} {pixels} is not a multiple of {unit}; try {nearest}")
         out[name] = pixels
     if out["height"] * out["width"] > MOST_PIXELS:
         raise InputError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from ldm.checks import texts, whole
 from ldm.clip.config import ClassConfig
 from ldm.errors import InputError
-from ldm.families import Family
+from ldm.family import Family
 
 Prompt = str | int | None
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ldm
-from ldm.checkpoint import original, sizes
+from ldm.checkpoint import original, sizes, tables
 from ldm.checkpoint.plan import make_plan
 from ldm.checkpoint.table import assemble, table
 from ldm.families import FAMILIES
@@ -102,7 +102,7 @@ def test_the_preset_is_what_the_official_file_has(name: str):
 
 @pytest.mark.parametrize("name", ["sd-v1", "sd-v2", "sdxl-base", "ldm-cin256", "ldm-text2img-large"])
 def test_tables_of_a_family_are_those_of_the_official_file(name: str):
-    extras = original.extras(FAMILIES[FAMILY[name]])
+    extras = tables.extras(FAMILIES[FAMILY[name]])
     official = {key: value for key, value in manifests()[name].items() if key in extras}
     assert official.keys() == extras.keys()
     assert all(tuple(tensor.shape) == official[key][1] for key, tensor in extras.items())

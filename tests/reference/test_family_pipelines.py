@@ -103,7 +103,7 @@ def test_text_to_image(models, name: str):
 @pytest.mark.parametrize("name", ["sd-turbo", "sdxl-turbo"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_turbo(models, name: str, steps: int):
-    """diffusers starts from sigma z where spacing is trailing; the official code, and ours, from hypot(1, sigma) z."""
+    """diffusers starts trailing paths from sigma z, the official code from hypot(1, sigma) z."""
     options = {"num_inference_steps": steps, "guidance_scale": 0.0}
     z, ratio = unit_noise(2, 1, 4, 8, 8), models(name)[0].family.schedule.at(999).ratio
     start = z * (1 + ratio**2) ** 0.5 / ratio

@@ -9,7 +9,7 @@ from ldm.checkpoint.fields import Json, choose, flag, real, whole, wrong
 from ldm.clip.config import CLIPConfig
 from ldm.clip.text import ACTIVATIONS
 from ldm.errors import CheckpointError
-from ldm.families import Family, Text
+from ldm.family import Family, Text
 from ldm.schedulers import EPS, X0, Prediction, Schedule, V, linear, scaled_linear
 from ldm.schedulers.spacing import Spacing, leading, linspace, trailing, uniform
 from ldm.unet.config import UNetConfig

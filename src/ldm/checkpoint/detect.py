@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ldm.checkpoint.evidence import Shapes
-from ldm.families import BESIDE
+from ldm.family import BESIDE
 
 
 class Marker(NamedTuple):

@@ -13,7 +13,7 @@ from ldm.clip import Tokenizer, WordPiece
 from ldm.clip.config import BERTConfig
 from ldm.clip.tokenizer import pair_of
 from ldm.errors import CheckpointError
-from ldm.families import Text
+from ldm.family import Text
 
 # The stem of the weights of each kind of component.
 STEMS = {

@@ -31,6 +31,7 @@ def load(
     device: torch.device | str = "cpu",
     variant: str | None = None,
     copy: bool = False,
+    ema: bool | None = None,
 ) -> Pipeline:
     """A Pipeline from a file or folder; from nothing, the trained model in this package.
 
@@ -39,13 +40,15 @@ def load(
     dtype    of the networks. Tensors of that dtype map the file and cost no memory until they are used.
     variant  of a folder's files, such as "fp16", where there are several
     copy     read into memory what would be mapped: for files that may change while they are in use
+    ema      whether the UNet is to have the moving averages of its weights; None: where the file has them and
+             the official sampling took them
     The networks are in evaluation mode and frozen; to train one, `pipe.unet.train().requires_grad_(True)`.
     Raises CheckpointError, naming file and key, for what cannot be loaded exactly; InputError; DeviceError.
     """
     path = bundled() if source is None else source_path(source)
     check_dtype(dtype)
     target = find_device(device)
-    plan = make_plan(path, family, variant, numbers=True)
+    plan = make_plan(path, family, variant, ema=ema, numbers=True)
     if plan.report.problems:
         raise CheckpointError(
             f"{path} cannot be loaded as {plan.family.name}: {plan.report.problems}; "
@@ -63,6 +66,7 @@ def load(
         aside={key: file.read(key) if copy else file.view(key) for key, file in plan.aside.items()},
         metadata=plan.metadata,
         dialect=plan.dialect,
+        averaged=any(source.key.startswith("model_ema.") for source in plan.parts[0].table.values()),
     )
     encoders = [models[text.name] for text in plan.family.texts]
     return Pipeline(plan.family, models["unet"], models["vae"], encoders, tokenizers, origin)

@@ -3,14 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count as counter
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from ldm.checkpoint.table import CONV, Form, Rule, fused
 from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
-from ldm.families import Family
-from ldm.schedulers import Schedule
+from ldm.family import Family
 from ldm.unet.config import UNetConfig
 from ldm.vae.config import VAEConfig
 
@@ -74,6 +69,11 @@ def rules(family: Family, prefixes: Sequence[str]) -> dict[str, list[Rule]]:
         "vae": vae_rules(family.vae),
         **{text.name: prompt_rules(text.config, prefix) for text, prefix in texts},
     }
+
+
+def averaged(names: Iterable[str]) -> dict[str, str]:
+    """The names of a UNet's tensors to those of their moving averages, which are without dots."""
+    return {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in names}
 
 
 def prompt_rules(config: CLIPConfig | BERTConfig | ClassConfig, prefix: str) -> list[Rule]:
@@ -221,37 +221,3 @@ def bert_rules(prefix: str = OLD_CLIP) -> list[Rule]:
         Rule(r"\.fc2\b", ".1.net.2"),
         Rule(r"^", prefix),
     ]
-
-
-def extras(family: Family) -> dict[str, Tensor]:
-    """The tables that every official file of a family carries beside the weights, in this layout's names."""
-    out = {}
-    for text, prefix in zip(family.texts, prefixes(family), strict=True):
-        if prefix in (CLIP, SGM_CLIP) and isinstance(text.config, CLIPConfig):
-            out[f"{prefix}embeddings.position_ids"] = torch.arange(text.config.length)[None]
-    if family.name == "sd-turbo":
-        ratios = family.schedule.sigmas / family.schedule.alphas
-        return out | {"denoiser.sigmas": torch.from_numpy(ratios).float()}
-    return out if family.name.startswith("sdxl") else out | schedule_tables(family.schedule)
-
-
-def schedule_tables(schedule: Schedule) -> dict[str, Tensor]:
-    """The forward process as float32 tables [T] (Ho et al. 2020, eq. 4 and 7), by their original names."""
-    betas, bar = schedule.betas, schedule.alpha_bar
-    before = np.append(1.0, bar[:-1])
-    variance = betas * (1 - before) / (1 - bar)
-    tables = {
-        "betas": betas,
-        "alphas_cumprod": bar,
-        "alphas_cumprod_prev": before,
-        "sqrt_alphas_cumprod": np.sqrt(bar),
-        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - bar),
-        "log_one_minus_alphas_cumprod": np.log(1 - bar),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1 / bar),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / bar - 1),
-        "posterior_variance": variance,
-        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
-        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - bar),
-        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - bar),
-    }
-    return {name: torch.from_numpy(values).float() for name, values in tables.items()}

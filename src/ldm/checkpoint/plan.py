@@ -1,5 +1,6 @@
 """What a source is and where each tensor of each network lies in it, decided from headers alone."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ldm.checkpoint import configs, diffusers, modelspec, original, settings, sizes
+from ldm.checkpoint import configs, diffusers, modelspec, original, pipelines, settings, sizes
 from ldm.checkpoint.detect import GUESSES, Finding, detect
 from ldm.checkpoint.evidence import Shapes
 from ldm.checkpoint.files import File
@@ -23,13 +24,15 @@ from ldm.checkpoint.folder import (
 )
 from ldm.checkpoint.paths import source_path
 from ldm.checkpoint.report import Part, Report, compare, dtypes_in, shapes_in
+from ldm.checkpoint.sound import check_hearing, check_sizes
 from ldm.checkpoint.table import Rule, table
 from ldm.checkpoint.tables import with_tables
 from ldm.clip import BERT, ClassEmbedder, TextEncoder, Tokenizer, WordPiece
 from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
 from ldm.errors import CheckpointError, InputError
-from ldm.families import FAMILIES, Family, Text
+from ldm.families import FAMILIES
 from ldm.families import family as family_named
+from ldm.family import Family, Text
 from ldm.origin import Dialect
 from ldm.unet import UNet
 from ldm.vae import VAE
@@ -63,7 +66,12 @@ def networks(family: Family) -> dict[str, Callable[[], nn.Module]]:
 
 
 def make_plan(
-    source: Path, family: str | None = None, variant: str | None = None, *, numbers: bool = False
+    source: Path,
+    family: str | None = None,
+    variant: str | None = None,
+    *,
+    ema: bool | None = None,
+    numbers: bool = False,
 ) -> Plan:
     """Read a source's headers, and if asked the few numbers that a family has from its file.
 
@@ -72,10 +80,12 @@ def make_plan(
     if family is not None:
         family_named(family)
     if source.is_dir():
+        if ema:
+            raise InputError(f"ema is for single files, and {source} is a folder; leave it out")
         return folder_plan(source, family, variant)
     if variant is not None:
         raise InputError(f"variant {variant!r} is for folders, and {source} is a file")
-    return file_plan(source, family, numbers)
+    return file_plan(source, family, ema, numbers)
 
 
 def inspect(source: str | Path) -> Report:
@@ -90,7 +100,7 @@ def inspect(source: str | Path) -> Report:
     return make_plan(path).report
 
 
-def file_plan(path: Path, name: str | None, numbers: bool) -> Plan:
+def file_plan(path: Path, name: str | None, ema: bool | None, numbers: bool) -> Plan:
     """The plan of an official single file."""
     file = File.open(path)
     shapes = shapes_in(file.entries)
@@ -101,7 +111,13 @@ def file_plan(path: Path, name: str | None, numbers: bool) -> Plan:
     prefixes = original.text_prefixes(shapes, family)
     rules, store = original.rules(family, prefixes), Store((file,))
     parts = tuple(part(name, family, rules[name], store) for name in networks(family))
-    report = compare(path, "original", family, parts, original.IGNORED, reasons)
+    ignored: tuple[str, ...] = original.IGNORED
+    if with_averages(path, family, shapes, ema):
+        unet, *others = parts
+        parts = (averaged(unet), *others)
+        ignored = (rf"{re.escape(original.UNET)}.*", *ignored)
+        reasons = [*reasons, "the UNet's weights are their moving averages, model_ema.*"]
+    report = compare(path, "original", family, parts, ignored, reasons)
     check_hearing(report, family)
 
     def tokenizers() -> list[Tokenizer | WordPiece]:
@@ -110,6 +126,21 @@ def file_plan(path: Path, name: str | None, numbers: bool) -> Plan:
         return [usual_tokenizer(text) for text in family.texts if not isinstance(text.config, ClassConfig)]
 
     return Plan(report, family, parts, tokenizers, file.metadata, Dialect(prefixes))
+
+
+def with_averages(path: Path, family: Family, shapes: Shapes, asked: bool | None) -> bool:
+    """Whether to take the UNet's moving averages: as asked, or as the family does where a file has them."""
+    there = any(key.startswith("model_ema.diffusion_model") for key in shapes)
+    if asked and not there:
+        raise CheckpointError(f"{path} has no moving averages, model_ema.*; leave ema out")
+    return there and (family.averaged if asked is None else asked)
+
+
+def averaged(unet: Part) -> Part:
+    """A UNet whose weights are their moving averages."""
+    names = original.averaged(source.key for source in unet.table.values())
+    table = {ours: source._replace(key=names[source.key]) for ours, source in unet.table.items()}
+    return replace(unet, table=table)
 
 
 def usual_tokenizer(text: Text) -> Tokenizer | WordPiece:
@@ -139,7 +170,7 @@ def folder_plan(folder: Path, name: str | None, variant: str | None) -> Plan:
     """The plan of a diffusers folder."""
     index, unet = read_json(folder / "model_index.json"), read_json(folder / "unet" / "config.json")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    found = at(folder, lambda: diffusers.detect(index, unet, scheduler))
+    found = at(folder, lambda: pipelines.detect(index, unet, scheduler))
     chosen, reasons = choose_family(folder, name, found)
     preset = family_named(chosen)
     where = {part: folder / diffusers.folder_of(preset, part) for part in networks(preset)}
@@ -216,46 +247,3 @@ def at(source: Path, read: Callable[[], T]) -> T:
         return read()
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
-
-
-def check_sizes(source: Path, family: Family) -> None:
-    """Raises CheckpointError for sizes of which no network can be built."""
-    unet, vae = family.unet, family.vae
-    texts = [text.config for text in family.texts if not isinstance(text.config, ClassConfig)]
-    splits = [("UNet", width, unet.groups, "groups") for width in unet.channels]
-    splits += [
-        ("UNet", w, unet.heads or unet.head_dim or 1, "heads")
-        for w, depth in zip(unet.channels, unet.depth, strict=True)
-        if depth
-    ]
-    splits += [("autoencoder", width, vae.groups, "groups") for width in vae.channels]
-    splits += [
-        ("text encoder", text.width, text.heads, "heads") for text in texts if isinstance(text, CLIPConfig)
-    ]
-    for network, width, pieces, what in splits:
-        if not width or width % pieces:
-            raise CheckpointError(
-                f"{source}: {width} channels of the {network} cannot be split into {pieces} {what}; "
-                "correct its config, or get the model again"
-            )
-    if not (unet.res_blocks and vae.res_blocks and unet.mid_depth and all(text.layers for text in texts)):
-        raise CheckpointError(
-            f"{source}: a network has no blocks at all; the file is not complete, get it again"
-        )
-
-
-def check_hearing(report: Report, family: Family) -> None:
-    """Raises CheckpointError where networks, all of them complete, do not fit together."""
-    if report.problems:
-        return
-    hears, says = family.unet.context_dim or 0, sum(text.config.width for text in family.texts)
-    if hears != says:
-        raise CheckpointError(
-            f"{report.source}: the UNet hears tokens {hears} wide, but the text encoder's are {says}; "
-            "get both from one model"
-        )
-    if family.vector and not family.vector_part:
-        raise CheckpointError(
-            f"{report.source}: the UNet hears a vector {family.unet.vector_dim} wide, which is not that of "
-            "the pooled text and some numbers; get both networks from one model"
-        )

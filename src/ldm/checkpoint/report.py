@@ -13,7 +13,7 @@ from torch import nn
 from ldm.checkpoint.files import NAMES, Entry
 from ldm.checkpoint.folder import Store
 from ldm.checkpoint.table import Source
-from ldm.families import Family
+from ldm.family import Family
 
 TITLES = {
     "unet": "UNet",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import diffusers, modelspec, original, settings, sizes, written
+from ldm.checkpoint import diffusers, modelspec, original, settings, sizes, tables, written
 from ldm.checkpoint.detect import detect
 from ldm.checkpoint.files import replacing, sync_folder, write
 from ldm.checkpoint.folder import SIDE, STEMS, tokenizer_folder
@@ -62,11 +62,15 @@ def save_file(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
         raise CheckpointError(f"{path} is a folder; give the name of a .safetensors file")
     family, origin = pipe.family, pipe.origin
     same = origin.layout == "original"
-    tensors = dict(origin.extras if same else origin.aside or original.extras(family))
+    tensors = dict(origin.extras if same else origin.aside or tables.extras(family))
     prefixes = (same and origin.dialect.text_prefixes) or original.prefixes(family)
     rules = original.rules(family, prefixes)
     for name, network in named_networks(pipe).items():
-        tensors |= renamed(name, network, rules[name], origin, dtype)
+        made = renamed(name, network, rules[name], origin, dtype)
+        if name == "unet" and same and origin.averaged:
+            names = original.averaged(made)
+            made = {names[key]: tensor for key, tensor in made.items()}
+        tensors |= made
     write(path, tensors, metadata(pipe, tensors))
 
 

@@ -19,7 +19,18 @@ from ldm.unet.config import UNetConfig
 from ldm.vae.config import VAEConfig
 
 KEY, TOKENIZER = "ldm.family", "ldm.tokenizer"  # names in the metadata of a safetensors file
-PLAIN = ("size", "sampler", "set_alpha_to_one", "steps", "guidance", "strength", "beside", "vector", "blank")
+PLAIN = (
+    "size",
+    "sampler",
+    "set_alpha_to_one",
+    "steps",
+    "guidance",
+    "strength",
+    "beside",
+    "vector",
+    "blank",
+    "averaged",
+)
 KINDS: dict[str, Callable[..., Any]] = {"clip": CLIPConfig, "bert": BERTConfig, "classes": ClassConfig}
 # What JSON of another form raises.
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)

@@ -11,7 +11,7 @@ from typing import Any
 from ldm.checkpoint.evidence import Shapes, commonest, count, read_or, under, vote
 from ldm.checkpoint.original import UNET, VAE
 from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
-from ldm.families import BESIDE, Family
+from ldm.family import BESIDE, Family
 from ldm.unet.config import UNetConfig
 from ldm.vae.config import VAEConfig
 

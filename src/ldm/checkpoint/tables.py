@@ -1,10 +1,14 @@
-"""What a single file of the CompVis code says in numbers: its schedule, and the scale of its latents."""
+"""The numbers that a single file has beside its weights: read, and made where there were none."""
 
 from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ldm.checkpoint import original
 from ldm.checkpoint.files import File
+from ldm.clip.config import CLIPConfig
 from ldm.errors import CheckpointError
 from ldm.family import Family
 from ldm.schedulers import Schedule, linear, scaled_linear
@@ -34,3 +38,37 @@ def with_tables(file: File, family: Family) -> Family:
         if len(betas) == schedule.steps and np.allclose(betas, schedule.betas, rtol=CLOSE, atol=0):
             return replace(family, schedule=schedule)
     raise CheckpointError(f"{file.path}: betas follow no schedule that is known here; get another file")
+
+
+def extras(family: Family) -> dict[str, Tensor]:
+    """The tables that every official file of a family carries beside the weights, in this layout's names."""
+    out = {}
+    for text, prefix in zip(family.texts, original.prefixes(family), strict=True):
+        if prefix in (original.CLIP, original.SGM_CLIP) and isinstance(text.config, CLIPConfig):
+            out[f"{prefix}embeddings.position_ids"] = torch.arange(text.config.length)[None]
+    if family.name == "sd-turbo":
+        ratios = family.schedule.sigmas / family.schedule.alphas
+        return out | {"denoiser.sigmas": torch.from_numpy(ratios).float()}
+    return out if family.name.startswith("sdxl") else out | schedule_tables(family.schedule)
+
+
+def schedule_tables(schedule: Schedule) -> dict[str, Tensor]:
+    """The forward process as float32 tables [T] (Ho et al. 2020, eq. 4 and 7), by their original names."""
+    betas, bar = schedule.betas, schedule.alpha_bar
+    before = np.append(1.0, bar[:-1])
+    variance = betas * (1 - before) / (1 - bar)
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(bar),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - bar),
+        "log_one_minus_alphas_cumprod": np.log(1 - bar),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / bar),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / bar - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - bar),
+        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - bar),
+    }
+    return {name: torch.from_numpy(values).float() for name, values in tables.items()}

@@ -1,9 +1,10 @@
 """The JSON files of a diffusers folder as we write them: what diffusers needs to load the same model."""
 
 from ldm.checkpoint.configs import FIXED, LAWS, PREDICTIONS, SPACINGS
-from ldm.checkpoint.diffusers import CLASSES, cut, folder_of
+from ldm.checkpoint.diffusers import cut, folder_of
 from ldm.checkpoint.fields import Json, name_in
 from ldm.checkpoint.folder import tokenizer_folder
+from ldm.checkpoint.pipelines import CLASSES
 from ldm.clip.config import BERTConfig, CLIPConfig
 from ldm.errors import CheckpointError
 from ldm.family import Family, Text
