@@ -1,7 +1,7 @@
 """ldm: latent diffusion from scratch. `ldm.load()` gives a model, `model("a red circle")` an image."""
 
 from ldm.attention import attention, attention_backend
-from ldm.checkpoint import Report, inspect, load, save
+from ldm.checkpoint import Report, inspect, load, load_text_encoder, load_unet, load_vae, save
 from ldm.denoiser import Denoiser
 from ldm.errors import CheckpointError, DeviceError, InputError, LdmError, NumericError
 from ldm.families import families
@@ -16,5 +16,6 @@ __version__ = "0.1.0"
 __all__ = [
     "EPS", "V", "X0", "CheckpointError", "Denoiser", "DeviceError", "Family", "InputError", "LdmError",
     "Level", "Noise", "NumericError", "Pipeline", "Report", "Result", "Sampler", "Schedule", "attention",
-    "attention_backend", "families", "inspect", "load", "sampler", "save",
+    "attention_backend", "families", "inspect", "load", "load_text_encoder", "load_unet", "load_vae",
+    "sampler", "save",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
 """Models in files: what they are, loading and saving them exactly."""
 
+from ldm.checkpoint.components import load_text_encoder, load_unet, load_vae
 from ldm.checkpoint.load import load
 from ldm.checkpoint.plan import inspect
 from ldm.checkpoint.report import Report
 from ldm.checkpoint.save import save
 
-__all__ = ["Report", "inspect", "load", "save"]
+__all__ = ["Report", "inspect", "load", "load_text_encoder", "load_unet", "load_vae", "save"]

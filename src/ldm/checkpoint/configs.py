@@ -86,18 +86,19 @@ def unet_of(preset: UNetConfig, config: Json) -> UNetConfig:
 
 def text_of(text: Text, config: Json) -> Text:
     """What a text encoder's config.json adds to its sizes."""
-    preset, file = text.config, f"{text.name}/config.json"
-    if not isinstance(preset, CLIPConfig):
+    if not isinstance(text.config, CLIPConfig):
         return text
+    return replace(text, config=clip_of(f"{text.name}/config.json", text.config, config))
+
+
+def clip_of(file: str, preset: CLIPConfig, config: Json) -> CLIPConfig:
+    """The same of a CLIP."""
     return replace(
-        text,
-        config=replace(
-            preset,
-            heads=whole(file, config, "num_attention_heads", preset.heads),
-            vocab=whole(file, config, "vocab_size", preset.vocab),
-            length=whole(file, config, "max_position_embeddings", preset.length),
-            activation=choose(file, config, "hidden_act", {a: a for a in ACTIVATIONS}, "quick_gelu"),
-        ),
+        preset,
+        heads=whole(file, config, "num_attention_heads", preset.heads),
+        vocab=whole(file, config, "vocab_size", preset.vocab),
+        length=whole(file, config, "max_position_embeddings", preset.length),
+        activation=choose(file, config, "hidden_act", {a: a for a in ACTIVATIONS}, "quick_gelu"),
     )
 
 

@@ -53,13 +53,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def open_component(folder: Path, variant: str | None = None) -> Store:
+def open_component(folder: Path, variant: str | None = None, kind: str | None = None) -> Store:
     """The weights in a component's folder.
 
+    kind     "unet", "vae", "text_encoder" …; None: as the folder is called
     variant  "fp16" for `….fp16.safetensors`; None takes the plain files, or the only variant there is.
     Raises CheckpointError where nothing, or more than one thing, fits.
     """
-    stem = STEMS[folder.name]
+    stem = STEMS[kind or folder.name]
     found = variants(folder, stem)
     if not found:
         hint = (

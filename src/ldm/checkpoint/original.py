@@ -85,7 +85,7 @@ def prompt_rules(config: CLIPConfig | BERTConfig | ClassConfig, prefix: str) -> 
     return openclip_rules(prefix) if prefix.endswith(".model.") else text_rules(prefix)
 
 
-def unet_rules(config: UNetConfig) -> list[Rule]:
+def unet_rules(config: UNetConfig, prefix: str = UNET) -> list[Rule]:
     """Our names of a UNet to this layout's."""
     return [
         *(Rule(rf"^{ours}\b", theirs) for ours, theirs in flat_blocks(config)),
@@ -105,7 +105,7 @@ def unet_rules(config: UNetConfig) -> list[Rule]:
         *transformer_rules(config.linear),
         *fused(r"(block\S*\.\d+)\.attn\.{}\b", r"\1.qkv", axes=1, heads=config.heads_at),
         Rule(r"(block\S*\.\d+)\.attn\.out\b", r"\1.proj_out", Form(axes=1)),
-        Rule(r"^", UNET),
+        Rule(r"^", prefix),
     ]
 
 
