@@ -35,15 +35,15 @@ MAY = {
     "request": {"checks", "details", "errors", "family", "pictures", "rows", "schedulers"},
     "result": {"image"},
     "walk": {"errors", "request"},
-    "origin": set(),
-    "pipeline": {
-        "checks", "clip", "conditioning", "denoiser", "details", "devices", "errors", "family", "image",
-        "noise", "origin", "pictures", "request", "result", "rows", "schedulers", "sight", "tasks", "unet",
-        "vae", "walk",
-    },
+    "model": {"devices", "family", "unet", "vae"},
     "checkpoint": {
-        "clip", "devices", "errors", "families", "family", "origin", "pipeline", "schedulers", "unet", "vae",
+        "clip", "devices", "errors", "families", "family", "model", "schedulers", "unet", "vae",
     },
+    "pipeline": {
+        "checkpoint", "checks", "clip", "conditioning", "denoiser", "details", "errors", "family", "image",
+        "model", "noise", "pictures", "request", "result", "rows", "schedulers", "sight", "tasks", "walk",
+    },
+    "loading": {"checkpoint", "pipeline"},
 }  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 """ldm: latent diffusion from scratch. `ldm.load()` gives a model, `model("a red circle")` an image."""
 
 from ldm.attention import attention, attention_backend
-from ldm.checkpoint import Report, inspect, load, load_text_encoder, load_unet, load_vae, save
+from ldm.checkpoint import Report, inspect, load_text_encoder, load_unet, load_vae, save
 from ldm.denoiser import Denoiser
 from ldm.errors import CheckpointError, DeviceError, InputError, LdmError, NumericError
 from ldm.families import families
 from ldm.family import Family
+from ldm.loading import load
 from ldm.noise import Noise
 from ldm.pipeline import Pipeline
 from ldm.result import Result

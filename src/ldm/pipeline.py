@@ -6,17 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.checks import texts
 from ldm.conditioning import Conditioning, encode_classes, encode_text, tell
 from ldm.denoiser import Denoiser
 from ldm.details import NAMES, Details
-from ldm.devices import check_dtype, find_device
-from ldm.family import Family
 from ldm.image import to_numpy, to_pil, to_unit
+from ldm.model import Model
 from ldm.noise import Noise
-from ldm.origin import Origin
 from ldm.pictures import Pictures, grown, starts_at_image
 from ldm.request import Callback, Request, decodable, encodable, read, refuse_odd, start_latents
 from ldm.result import Result, merge
@@ -25,47 +23,16 @@ from ldm.schedulers import Sampler
 from ldm.schedulers.solvers import Denoise
 from ldm.sight import SEES, Sight
 from ldm.tasks import between, knowing, latent_mask, noised, paste, shorten
-from ldm.unet import UNet
-from ldm.vae import VAE
 from ldm.walk import check_finite, run
 
 
-class Pipeline:
-    """The networks of one model and how to sample from it. May be called from several threads at once."""
+class Pipeline(Model):
+    """A model and how to sample from it. May be called from several threads at once."""
 
-    def __init__(
-        self,
-        family: Family,
-        unet: UNet,
-        vae: VAE,
-        text_encoders: Sequence[nn.Module],
-        tokenizers: Sequence[Any],
-        origin: Origin = Origin(),
-    ):
-        self.family, self.unet, self.vae = family, unet, vae
-        self.text_encoders: list[Any] = list(text_encoders)
-        self.tokenizers, self.origin = list(tokenizers), origin
-
-    @property
-    def device(self) -> torch.device:
-        """Where the UNet is."""
-        return self.unet.conv_in.weight.device
-
-    def __repr__(self) -> str:
-        count = sum(weight.numel() for network in self.networks() for weight in network.parameters())
-        dtype, device = self.unet.conv_in.weight.dtype, self.device
-        return f"Pipeline({self.family.name}, {count:,} parameters, {dtype}, {device})"
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Move and convert all networks in place; returns self. Raises DeviceError and InputError."""
-        target = find_device(device if device is not None else self.device)
-        for network in self.networks():
-            network.to(device=target, dtype=check_dtype(dtype) if dtype is not None else None)
-        return self
-
-    def networks(self) -> list[nn.Module]:
-        """The UNet, the VAE and the text encoders."""
-        return [self.unet, self.vae, *self.text_encoders]
+    @classmethod
+    def of(cls, model: Model) -> "Pipeline":
+        """A pipeline of the networks of a model."""
+        return cls(model.family, model.unet, model.vae, model.text_encoders, model.tokenizers, model.origin)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [b 3 H W] in [-1, 1] -> latents [b c h w]: the posterior mean times the family's scale.

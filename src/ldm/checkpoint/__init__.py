@@ -1,9 +1,9 @@
 """Models in files: what they are, loading and saving them exactly."""
 
 from ldm.checkpoint.components import load_text_encoder, load_unet, load_vae
-from ldm.checkpoint.load import load
+from ldm.checkpoint.load import load_model
 from ldm.checkpoint.plan import inspect
 from ldm.checkpoint.report import Report
 from ldm.checkpoint.save import save
 
-__all__ = ["Report", "inspect", "load", "load_text_encoder", "load_unet", "load_vae", "save"]
+__all__ = ["Report", "inspect", "load_model", "load_text_encoder", "load_unet", "load_vae", "save"]

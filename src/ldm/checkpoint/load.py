@@ -1,4 +1,4 @@
-"""From a source to a Pipeline: networks built without weights, then given the file's own."""
+"""From a source to a Model: networks built without weights, then given the file's own."""
 
 import warnings
 from collections.abc import Sequence
@@ -19,11 +19,10 @@ from ldm.clip.config import ClassConfig
 from ldm.devices import check_dtype, find_device
 from ldm.errors import CheckpointError
 from ldm.family import Family
-from ldm.origin import Origin
-from ldm.pipeline import Pipeline
+from ldm.model import Model, Origin
 
 
-def load(
+def load_model(
     source: str | Path | None = None,
     *,
     family: str | None = None,
@@ -32,19 +31,8 @@ def load(
     variant: str | None = None,
     copy: bool = False,
     ema: bool | None = None,
-) -> Pipeline:
-    """A Pipeline from a file or folder; from nothing, the trained model in this package.
-
-    source   an official single file, .safetensors; a folder in the layout of diffusers; None
-    family   a name of `ldm.families()`, where a file cannot tell
-    dtype    of the networks. Tensors of that dtype map the file and cost no memory until they are used.
-    variant  of a folder's files, such as "fp16", where there are several
-    copy     read into memory what would be mapped: for files that may change while they are in use
-    ema      whether the UNet is to have the moving averages of its weights; None: where the file has them and
-             the official sampling took them
-    The networks are in evaluation mode and frozen; to train one, `pipe.unet.train().requires_grad_(True)`.
-    Raises CheckpointError, naming file and key, for what cannot be loaded exactly; InputError; DeviceError.
-    """
+) -> Model:
+    """A model from a file or folder, or the one in this package; see `ldm.load`."""
     path = bundled() if source is None else source_path(source)
     check_dtype(dtype)
     target = find_device(device)
@@ -55,7 +43,7 @@ def load(
             "get the whole file again, or pass family=… if it is of another family"
         )
     for guess in set(GUESSES.values()) & set(plan.report.reasons):
-        warnings.warn(f"{path}: {guess}", stacklevel=2)
+        warnings.warn(f"{path}: {guess}", stacklevel=3)
     models = {part.name: fill(part, dtype, target, copy=copy) for part in plan.parts}
     tokenizers = plan.tokenizers()
     check_tokenizers(path, plan.family, tokenizers)
@@ -69,7 +57,7 @@ def load(
         averaged=any(source.key.startswith("model_ema.") for source in plan.parts[0].table.values()),
     )
     encoders = [models[text.name] for text in plan.family.texts]
-    return Pipeline(plan.family, models["unet"], models["vae"], encoders, tokenizers, origin)
+    return Model(plan.family, models["unet"], models["vae"], encoders, tokenizers, origin)
 
 
 def check_tokenizers(path: Path, family: Family, tokenizers: Sequence[Tokenizer | WordPiece]) -> None:

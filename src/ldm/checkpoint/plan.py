@@ -33,7 +33,7 @@ from ldm.errors import CheckpointError, InputError
 from ldm.families import FAMILIES
 from ldm.families import family as family_named
 from ldm.family import Family, Text
-from ldm.origin import Dialect
+from ldm.model import Dialect
 from ldm.unet import UNet
 from ldm.vae import VAE
 

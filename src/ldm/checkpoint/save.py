@@ -1,4 +1,4 @@
-"""From a Pipeline to a file or folder, which is there completely or not at all."""
+"""From a model to a file or folder, which is there completely or not at all."""
 
 import json
 import re
@@ -23,16 +23,13 @@ from ldm.devices import check_dtype
 from ldm.errors import CheckpointError, InputError
 from ldm.families import FAMILIES
 from ldm.family import Family
-from ldm.origin import Dialect, Origin
-from ldm.pipeline import Pipeline
+from ldm.model import Dialect, Model, Origin
 
 LAYOUTS = ("original", "diffusers")
 PLAIN = r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"  # ends of the names of weights of no variant
 
 
-def save(
-    pipe: Pipeline, path: str | Path, layout: str | None = None, dtype: torch.dtype | None = None
-) -> None:
+def save(pipe: Model, path: str | Path, layout: str | None = None, dtype: torch.dtype | None = None) -> None:
     """Write a pipeline's model. Saving over the file it was loaded from is safe.
 
     path    a link is followed: what it leads to is written
@@ -42,7 +39,7 @@ def save(
             loaded gives back every tensor bit for bit, unless it would then lose something
     Raises InputError; CheckpointError, with nothing changed, if it cannot be written.
     """
-    if not isinstance(pipe, Pipeline):
+    if not isinstance(pipe, Model):
         raise InputError(f"pipe must be a Pipeline, not {type(pipe).__name__}: call ldm.save(pipe, path)")
     target = target_path(path)
     one_file = Path(path).suffix == ".safetensors"
@@ -56,7 +53,7 @@ def save(
     (save_file if layout == "original" else save_folder)(pipe, target, dtype)
 
 
-def save_file(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
+def save_file(pipe: Model, path: Path, dtype: torch.dtype | None) -> None:
     """The official single-file layout."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give the name of a .safetensors file")
@@ -74,13 +71,13 @@ def save_file(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
     write(path, tensors, metadata(pipe, tensors))
 
 
-def named_networks(pipe: Pipeline) -> dict[str, nn.Module]:
+def named_networks(pipe: Model) -> dict[str, nn.Module]:
     """The networks of a pipeline by their names."""
     names = ("unet", "vae", *(text.name for text in pipe.family.texts))
     return dict(zip(names, pipe.networks(), strict=True))
 
 
-def metadata(pipe: Pipeline, tensors: dict[str, Tensor]) -> dict[str, str]:
+def metadata(pipe: Model, tensors: dict[str, Tensor]) -> dict[str, str]:
     """The texts of a single file: the source's, and what its tensors could not tell a reader."""
     described = modelspec.describe(pipe.family) if pipe.origin.layout != "original" else {}
     texts = {"format": "pt"} | described | pipe.origin.metadata
@@ -102,7 +99,7 @@ def told_by(shapes: dict[str, tuple[int, ...]], family: Family) -> bool:
     return sizes.family(shapes, preset, original.text_prefixes(shapes, preset)) == family
 
 
-def save_folder(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
+def save_folder(pipe: Model, path: Path, dtype: torch.dtype | None) -> None:
     """The folder layout of diffusers."""
     if path.is_file():
         raise CheckpointError(f"{path} is a file; give the name of a folder")
@@ -129,7 +126,7 @@ def save_folder(pipe: Pipeline, path: Path, dtype: torch.dtype | None) -> None:
             write(new / SIDE, aside, {"format": "pt"})
 
 
-def taken_out(tensors: dict[str, Tensor], pipe: Pipeline, name: str, rules: list[Rule]) -> dict[str, Tensor]:
+def taken_out(tensors: dict[str, Tensor], pipe: Model, name: str, rules: list[Rule]) -> dict[str, Tensor]:
     """Take the last layers of a text encoder out of a folder's tensors; by their official names."""
     texts = zip(pipe.family.texts, original.prefixes(pipe.family), pipe.text_encoders, strict=True)
     for text, prefix, encoder in texts:

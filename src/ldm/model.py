@@ -1,0 +1,73 @@
+"""A model: its networks, what they are of, and where their weights came from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ldm.devices import check_dtype, find_device
+from ldm.family import Family
+from ldm.unet import UNet
+from ldm.vae import VAE
+
+Self = TypeVar("Self", bound="Model")
+
+
+class Dialect(NamedTuple):
+    """Which of several names in use a source had."""
+
+    text_prefixes: tuple[str, ...] = ()  # of the text encoders; none: the layout's usual ones
+    old_vae_attention: bool = False  # the names of diffusers before 0.17
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a file said besides the weights in use, kept so that saving gives back every bit."""
+
+    layout: str = ""
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # in the file, by network/our key
+    extras: dict[str, Tensor] = field(default_factory=dict)  # tensors that no network uses
+    aside: dict[str, Tensor] = field(default_factory=dict)  # those of a single file that became a folder
+    metadata: dict[str, str] = field(default_factory=dict)  # texts of a single file
+    dialect: Dialect = Dialect()
+    averaged: bool = False  # whether the UNet's weights were moving averages in the file
+
+
+class Model:
+    """The networks of one model."""
+
+    def __init__(
+        self,
+        family: Family,
+        unet: UNet,
+        vae: VAE,
+        text_encoders: Sequence[nn.Module],
+        tokenizers: Sequence[Any],
+        origin: Origin = Origin(),
+    ):
+        self.family, self.unet, self.vae = family, unet, vae
+        self.text_encoders: list[Any] = list(text_encoders)
+        self.tokenizers, self.origin = list(tokenizers), origin
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return self.unet.conv_in.weight.device
+
+    def __repr__(self) -> str:
+        count = sum(weight.numel() for network in self.networks() for weight in network.parameters())
+        dtype, device = self.unet.conv_in.weight.dtype, self.device
+        return f"{type(self).__name__}({self.family.name}, {count:,} parameters, {dtype}, {device})"
+
+    def to(self: Self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move and convert all networks in place; returns self. Raises DeviceError and InputError."""
+        target = find_device(device if device is not None else self.device)
+        for network in self.networks():
+            network.to(device=target, dtype=check_dtype(dtype) if dtype is not None else None)
+        return self
+
+    def networks(self) -> list[nn.Module]:
+        """The UNet, the VAE and the text encoders."""
+        return [self.unet, self.vae, *self.text_encoders]
