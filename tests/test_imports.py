@@ -39,8 +39,9 @@ MAY = {
     "checkpoint": {
         "clip", "devices", "errors", "families", "family", "model", "schedulers", "unet", "vae",
     },
+    "adapters": {"checkpoint", "checks", "errors", "model"},
     "pipeline": {
-        "checkpoint", "checks", "clip", "conditioning", "denoiser", "details", "errors", "family", "image",
+        "adapters", "checks", "clip", "conditioning", "denoiser", "details", "errors", "family", "image",
         "model", "noise", "pictures", "request", "result", "rows", "schedulers", "sight", "tasks", "walk",
     },
     "loading": {"checkpoint", "pipeline"},

@@ -68,6 +68,11 @@ class Model:
             network.to(device=target, dtype=check_dtype(dtype) if dtype is not None else None)
         return self
 
+    def named_networks(self) -> dict[str, nn.Module]:
+        """They by their names: "unet", "vae", and as `family.texts` has them."""
+        names = ("unet", "vae", *(text.name for text in self.family.texts))
+        return dict(zip(names, self.networks(), strict=True))
+
     def networks(self) -> list[nn.Module]:
         """The UNet, the VAE and the text encoders."""
         return [self.unet, self.vae, *self.text_encoders]

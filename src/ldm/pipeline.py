@@ -1,6 +1,8 @@
 """From a prompt to an image: condition, follow the path, decode."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.adapters import Adapters
 from ldm.checks import texts
 from ldm.conditioning import Conditioning, encode_classes, encode_text, tell
 from ldm.denoiser import Denoiser
@@ -28,6 +31,29 @@ from ldm.walk import check_finite, run
 
 class Pipeline(Model):
     """A model and how to sample from it. May be called from several threads at once."""
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """The LoRAs on this model."""
+        return Adapters(self)
+
+    def load_lora(self, source: str | Path, weight: float = 1.0, name: str | None = None) -> str:
+        """Put the LoRA of a file on the networks, beside those that are there; returns its name.
+
+        source  kohya's or PEFT's .safetensors
+        weight  how much it counts; `adapters.weigh(name, weight)` changes that
+        name    by which it is called; None: the file's
+        Not while another thread samples. Raises CheckpointError naming keys that fit no weight; InputError.
+        """
+        return self.adapters.add(source, weight, name)
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Take a LoRA off, or all of them: the weights are again what they were, bit for bit."""
+        self.adapters.remove(name)
+
+    def merge_lora(self) -> None:
+        """Make all LoRAs part of the model for good; saving writes them either way."""
+        self.adapters.merge()
 
     @classmethod
     def of(cls, model: Model) -> "Pipeline":

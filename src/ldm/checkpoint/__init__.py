@@ -2,8 +2,11 @@
 
 from ldm.checkpoint.components import load_text_encoder, load_unet, load_vae
 from ldm.checkpoint.load import load_model
+from ldm.checkpoint.lora import read_lora
 from ldm.checkpoint.plan import inspect
 from ldm.checkpoint.report import Report
 from ldm.checkpoint.save import save
 
-__all__ = ["Report", "inspect", "load_model", "load_text_encoder", "load_unet", "load_vae", "save"]
+__all__ = [
+    "Report", "inspect", "load_model", "load_text_encoder", "load_unet", "load_vae", "read_lora", "save",
+]  # fmt: skip

@@ -62,19 +62,13 @@ def save_file(pipe: Model, path: Path, dtype: torch.dtype | None) -> None:
     tensors = dict(origin.extras if same else origin.aside or tables.extras(family))
     prefixes = (same and origin.dialect.text_prefixes) or original.prefixes(family)
     rules = original.rules(family, prefixes)
-    for name, network in named_networks(pipe).items():
+    for name, network in pipe.named_networks().items():
         made = renamed(name, network, rules[name], origin, dtype)
         if name == "unet" and same and origin.averaged:
             names = original.averaged(made)
             made = {names[key]: tensor for key, tensor in made.items()}
         tensors |= made
     write(path, tensors, metadata(pipe, tensors))
-
-
-def named_networks(pipe: Model) -> dict[str, nn.Module]:
-    """The networks of a pipeline by their names."""
-    names = ("unet", "vae", *(text.name for text in pipe.family.texts))
-    return dict(zip(names, pipe.networks(), strict=True))
 
 
 def metadata(pipe: Model, tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -114,7 +108,7 @@ def save_folder(pipe: Model, path: Path, dtype: torch.dtype | None) -> None:
         for text, tokenizer in zip(family.texts, pipe.tokenizers, strict=False):
             write_tokenizer(new / tokenizer_folder(text), tokenizer)
         aside = dict(origin.aside if same else origin.extras)
-        for name, network in named_networks(pipe).items():
+        for name, network in pipe.named_networks().items():
             tensors = renamed(name, network, rules[name], origin, dtype)
             aside |= taken_out(tensors, pipe, name, rules[name])
             if same:

@@ -1,0 +1,81 @@
+"""Adapters on a model: changes of its weights that can be taken off again, bit for bit.
+
+W = W0 + sum over the adapters of  weight · change
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint import read_lora
+from ldm.checkpoint.lora import Changes
+from ldm.checks import number, shown
+from ldm.errors import InputError
+from ldm.model import Model
+
+MOST_WEIGHT = 1e4
+
+
+class Adapters:
+    """Those on one model. They are in its weights: sampling knows nothing of them, saving writes them."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.changes: dict[str, tuple[Changes, float]] = {}
+        self.plain: dict[tuple[str, str], Tensor] = {}  # W0 of every weight that is changed
+
+    def add(self, source: str | Path, weight: float = 1.0, name: str | None = None) -> str:
+        """Put on the LoRA of a file; returns its name. Raises InputError and CheckpointError."""
+        weight = number("weight", weight, -MOST_WEIGHT, MOST_WEIGHT)
+        name = Path(source).stem if name is None else name
+        if not isinstance(name, str) or name in self.changes:
+            raise InputError(f"name {shown(name)} is taken, or no str; give another, or unload that first")
+        self.changes[name] = read_lora(source, self.model), weight
+        self.apply()
+        return name
+
+    def weigh(self, name: str, weight: float) -> None:
+        """Give a LoRA another weight."""
+        changes, _ = self.changes[self.known(name)]
+        self.changes[name] = changes, number("weight", weight, -MOST_WEIGHT, MOST_WEIGHT)
+        self.apply()
+
+    def remove(self, name: str | None = None) -> None:
+        """Take one off, or all: weights that nothing changes any more are the tensors they were."""
+        for gone in [self.known(name)] if name is not None else list(self.changes):
+            del self.changes[gone]
+        self.apply()
+
+    def merge(self) -> None:
+        """Make what is on the model its own weights: nothing can be taken off again."""
+        self.changes, self.plain = {}, {}
+
+    def known(self, name: str) -> str:
+        """A name that is there. Raises InputError."""
+        if name not in self.changes:
+            there = ", ".join(self.changes) or "none"
+            raise InputError(f"no LoRA is called {shown(name)}; there are {there}")
+        return name
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Compute every weight that is changed, or was."""
+        networks = self.model.named_networks()
+        places = {place for changes, _ in self.changes.values() for place in changes}
+        for place in places | self.plain.keys():
+            weight = parameter(networks[place[0]], place[1])
+            plain = self.plain.setdefault(place, weight.data)
+            if place not in places:
+                weight.data = self.plain.pop(place).to(weight.device, weight.dtype)
+                continue
+            total = plain.float()
+            for changes, share in self.changes.values():
+                if place in changes:
+                    total = total + share * changes[place].of(plain).to(plain.device)
+            weight.data = total.to(weight.device, weight.dtype)
+
+
+def parameter(network: nn.Module, key: str) -> nn.Parameter:
+    """A parameter by its key."""
+    return network.get_parameter(key)
