@@ -1,6 +1,7 @@
 """From a source to a Pipeline."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,18 +18,21 @@ def load(
     variant: str | None = None,
     copy: bool = False,
     ema: bool | None = None,
+    revision: str | None = None,
 ) -> Pipeline:
     """A Pipeline from a file or folder; from nothing, the trained model in this package.
 
-    source   an official single file, .safetensors; a folder in the layout of diffusers; None
+    source   an official single file, .safetensors or .ckpt; a folder in the layout of diffusers; None;
+             with the extra `hub` also a name there: org/name, or org/name/file.safetensors
     family   a name of `ldm.families()`, where a file cannot tell
     dtype    of the networks. Tensors of that dtype map the file and cost no memory until they are used.
     variant  of a folder's files, such as "fp16", where there are several
     copy     read into memory what would be mapped: for files that may change while they are in use
     ema      whether the UNet is to have the moving averages of its weights; None: where the file has them and
              the official sampling took them
+    revision of a name on the hub: a branch, tag or commit
     The networks are in evaluation mode and frozen; to train one, `pipe.unet.train().requires_grad_(True)`.
     Raises CheckpointError, naming file and key, for what cannot be loaded exactly; InputError; DeviceError.
     """
-    model = load_model(source, family=family, dtype=dtype, device=device, variant=variant, copy=copy, ema=ema)
-    return Pipeline.of(model)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "variant": variant, "copy": copy, "ema": ema}
+    return Pipeline.of(load_model(source, family=family, revision=revision, **options))

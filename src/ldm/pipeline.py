@@ -179,16 +179,16 @@ class Pipeline(Model):
         noise = Noise(request.seeds, shape, self.device)
         path = request.sampler.path(family.schedule, request.steps, family.spacing, family.last)
         path = between(path, family.schedule, details.denoising_start, details.denoising_end)
+        from_image = pictures.image is not None and starts_at_image(family)
+        painted_anew = family.beside == "inpaint" and request.strength == 1
+        if from_image and not painted_anew and details.denoising_start == 0:
+            path = shorten(path, request.strength)
+        start = None if latents is None else start_latents(latents, (len(request.seeds), *shape))
         denoise: Denoise = self.denoiser(request, pictures, noise)
-        if latents is None:
-            x = noise()
-        else:
-            x = start_latents(latents, (len(request.seeds), *shape)).to(self.device)
-        if pictures.image is not None and starts_at_image(family):
+        x = noise() if start is None else start.to(self.device)
+        if from_image:
             z = self.encode(pictures.image)
-            if family.beside != "inpaint" or request.strength < 1:
-                path = shorten(path, request.strength) if details.denoising_start == 0 else path
-                x = noised(z, x, path)
+            x = x if painted_anew else noised(z, x, path)
             if pictures.mask is not None and family.beside != "inpaint":
                 denoise = knowing(denoise, z, latent_mask(pictures.mask, factor))
         steps = request.sampler.solve(denoise, x, path, noise)

@@ -31,9 +31,10 @@ def load_model(
     variant: str | None = None,
     copy: bool = False,
     ema: bool | None = None,
+    revision: str | None = None,
 ) -> Model:
     """A model from a file or folder, or the one in this package; see `ldm.load`."""
-    path = bundled() if source is None else source_path(source)
+    path = bundled() if source is None else source_path(source, revision, variant)
     check_dtype(dtype)
     target = find_device(device)
     plan = make_plan(path, family, variant, ema=ema, numbers=True)

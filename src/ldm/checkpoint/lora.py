@@ -1,6 +1,6 @@
 """LoRA: small changes of weights, W + scale up down (Hu et al. 2022, eq. 3), from a file of their own.
 
-Two namings are read, with the modules' names of diffusers and transformers; in the first the official ones too:
+Two namings are read, with modules' names of diffusers and transformers; in the first the official ones too:
 
     kohya   lora_unet_down_blocks_0_…_to_q.lora_down.weight, .lora_up.weight, .alpha; lora_te, _te1, _te2
     PEFT    unet.down_blocks.0.….to_q.lora_A.weight, .lora_B.weight; text_encoder, text_encoder_2

@@ -5,19 +5,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as brief
 
+from ldm.checkpoint.hub import fetch, is_name
 from ldm.errors import CheckpointError, InputError
 
 
-def source_path(source: str | Path) -> Path:
-    """A file or folder that is there. Raises InputError; CheckpointError if it is not."""
+def source_path(source: str | Path, revision: str | None = None, variant: str | None = None) -> Path:
+    """A file or folder that is there, or that a hub has. Raises InputError; CheckpointError if it is not."""
     with usable("source", source):
         path = Path(source).expanduser()
         there = path.exists()
-    if not there:
-        raise CheckpointError(
-            f"{path} does not exist; give a .safetensors file or a folder with model_index.json"
-        )
-    return path
+    if there and revision is None:
+        return path
+    if there:
+        raise InputError(f"revision is for names on a hub, and {path} is here; leave it out")
+    if is_name(source) and (revision is not None or not path.parent.is_dir()):
+        return fetch(str(source), revision, variant)
+    raise CheckpointError(
+        f"{path} does not exist; give a .safetensors file or a folder with model_index.json"
+    )
 
 
 def target_path(path: str | Path) -> Path:
