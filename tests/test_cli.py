@@ -6,6 +6,7 @@ import pytest
 
 from ldm.cli import main
 from ldm.pipeline import Pipeline
+from tests.reduced import saved
 
 
 @pytest.fixture
@@ -62,3 +63,13 @@ def test_a_numbered_name_that_is_a_folder_is_noticed(file, tmp_path, capsys, nev
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
 def test_a_folder_that_cannot_be_written_is_noticed(file, capsys, never):
     assert "/proc/self" in refused(capsys, "sample", "a", "--model", file, "-o", "/proc/self/a.png")
+
+
+def test_classes_and_nothing_are_prompts_too(tmp_path, capsys):
+    for name, prompt, wrong in (("ldm-cin256", "7", "a cat"), ("ldm-celeba256", "", "a cat")):
+        model = saved(name, tmp_path / f"{name}.safetensors")
+        options = ["--model", model, "-o", tmp_path / f"{name}.png", "--steps", 1, "--size", "32x32"]
+        assert main([str(a) for a in ["sample", prompt, *options]]) == 0
+        assert (tmp_path / f"{name}.png").exists()
+        capsys.readouterr()
+        refused(capsys, "sample", wrong, *options)

@@ -17,6 +17,7 @@ from ldm.checks import whole
 from ldm.errors import InputError, LdmError
 from ldm.image import write
 from ldm.request import MOST_IMAGES
+from ldm.rows import hears_classes
 from ldm.schedulers.samplers import SAMPLERS
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -101,7 +102,7 @@ def sample(options: argparse.Namespace) -> None:
     image, mask = picture("--image", options.image), picture("--mask", options.mask)
     pipe = ldm.load(options.model, dtype=DTYPES[options.dtype], device=options.device)
     result = pipe(
-        options.prompt,
+        spoken(pipe, options.prompt),
         options.negative,
         height=height,
         width=width,
@@ -117,6 +118,15 @@ def sample(options: argparse.Namespace) -> None:
     for drawn, path in zip(result, paths, strict=True):
         write(drawn, path)
         print(path)
+
+
+def spoken(pipe: ldm.Pipeline, prompt: str) -> str | int | None:
+    """A prompt as the model hears it: a text, the number of a class, or, where it hears none, None for ""."""
+    if hears_classes(pipe.family):
+        if not prompt.isdecimal():
+            raise InputError(f"{pipe.family.name} draws classes; give a number, not {prompt!r}")
+        return int(prompt)
+    return prompt or None if not pipe.family.texts else prompt
 
 
 def numbered(out: Path, count: int) -> list[Path]:

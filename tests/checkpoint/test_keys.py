@@ -10,11 +10,12 @@ import torch
 
 import ldm
 from ldm import CheckpointError
-from ldm.checkpoint import configs, plan
+from ldm.checkpoint import plan, written
 from ldm.checkpoint.files import write
 from ldm.families import SD1
 from ldm.unet import UNet, UNetConfig
 from tests import tiny
+from tests.reduced import REDUCED, saved
 from tests.tiny import DATA, header_of, hollow, read_all
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -33,7 +34,7 @@ def manifest():
 def published_folder(path, vae="vae"):
     """The published folder, its tensors holes, its JSON files those we write."""
     parts = unpacked("sd-v1-5-folder.json.gz")
-    for name, config in configs.write(SD1).items():
+    for name, config in written.write(SD1).items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(json.dumps(config))
     for part, stem in PARTS.items():
@@ -224,3 +225,23 @@ def test_two_tokens_more_than_the_vocabulary_are_refused(header, tmp_path):
     path = hollow(tmp_path / "a.safetensors", header | {key: ("F32", [49410, 48])})
     with pytest.raises(CheckpointError, match="token_embedding"):
         ldm.load(Path(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REDUCED)
+def test_each_key_of_every_family_is_missed(name, tmp_path, monkeypatch):
+    """Each key with one of the faults in turn; where tensors cannot tell, the family is said."""
+    tiny.swift(monkeypatch)
+    file = saved(name, tmp_path / "model.safetensors")
+    header, found = header_of(file), plan.make_plan(file, name)
+    keys = sorted({source.key for part in found.parts for source in part.table.values()})
+    path = tmp_path / "a.safetensors"
+    silent = []
+    for i, key in enumerate(keys):
+        faulty, wrong = FAULTS[i % len(FAULTS)](header, key)
+        try:
+            problems = plan.make_plan(hollow(path, faulty), name).report.problems
+        except CheckpointError as error:
+            problems = str(error)
+        silent += [] if wrong in problems else [(key, FAULTS[i % len(FAULTS)].__name__)]
+    assert silent == []

@@ -71,11 +71,6 @@ def rules(family: Family, prefixes: Sequence[str]) -> dict[str, list[Rule]]:
     }
 
 
-def averaged(names: Iterable[str]) -> dict[str, str]:
-    """The names of a UNet's tensors to those of their moving averages, which are without dots."""
-    return {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in names}
-
-
 def prompt_rules(config: CLIPConfig | BERTConfig | ClassConfig, prefix: str) -> list[Rule]:
     """Our names of what hears the prompt to this layout's."""
     if isinstance(config, ClassConfig):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ldm.checkpoint import configs, diffusers, modelspec, original, pipelines, settings, sizes
+from ldm.checkpoint.averages import averaged, with_averages
 from ldm.checkpoint.detect import GUESSES, Finding, detect
 from ldm.checkpoint.evidence import Shapes
 from ldm.checkpoint.files import File
@@ -105,8 +106,6 @@ def file_plan(path: Path, name: str | None, ema: bool | None, numbers: bool) -> 
     file = File.open(path)
     shapes = shapes_in(file.entries)
     family, reasons = file_family(file, shapes, name)
-    if numbers and settings.KEY not in file.metadata:
-        family = with_tables(file, family)
     check_sizes(path, family)
     prefixes = original.text_prefixes(shapes, family)
     rules, store = original.rules(family, prefixes), Store((file,))
@@ -119,6 +118,10 @@ def file_plan(path: Path, name: str | None, ema: bool | None, numbers: bool) -> 
         reasons = [*reasons, "the UNet's weights are their moving averages, model_ema.*"]
     report = compare(path, "original", family, parts, ignored, reasons)
     check_hearing(report, family)
+    if numbers and not report.problems and settings.KEY not in file.metadata:
+        family = with_tables(file, family)
+        vae: Any = next(part for part in parts if part.name == "vae").model
+        vae.config = family.vae
 
     def tokenizers() -> list[Tokenizer | WordPiece]:
         if settings.TOKENIZER in file.metadata:
@@ -126,21 +129,6 @@ def file_plan(path: Path, name: str | None, ema: bool | None, numbers: bool) -> 
         return [usual_tokenizer(text) for text in family.texts if not isinstance(text.config, ClassConfig)]
 
     return Plan(report, family, parts, tokenizers, file.metadata, Dialect(prefixes))
-
-
-def with_averages(path: Path, family: Family, shapes: Shapes, asked: bool | None) -> bool:
-    """Whether to take the UNet's moving averages: as asked, or as the family does where a file has them."""
-    there = any(key.startswith("model_ema.diffusion_model") for key in shapes)
-    if asked and not there:
-        raise CheckpointError(f"{path} has no moving averages, model_ema.*; leave ema out")
-    return there and (family.averaged if asked is None else asked)
-
-
-def averaged(unet: Part) -> Part:
-    """A UNet whose weights are their moving averages."""
-    names = original.averaged(source.key for source in unet.table.values())
-    table = {ours: source._replace(key=names[source.key]) for ours, source in unet.table.items()}
-    return replace(unet, table=table)
 
 
 def usual_tokenizer(text: Text) -> Tokenizer | WordPiece:

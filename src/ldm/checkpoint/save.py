@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint import diffusers, modelspec, original, settings, sizes, tables, written
+from ldm.checkpoint.averages import average_names
 from ldm.checkpoint.detect import detect
 from ldm.checkpoint.files import replacing, sync_folder, write
 from ldm.checkpoint.folder import SIDE, STEMS, tokenizer_folder
@@ -65,7 +66,7 @@ def save_file(pipe: Model, path: Path, dtype: torch.dtype | None) -> None:
     for name, network in pipe.named_networks().items():
         made = renamed(name, network, rules[name], origin, dtype)
         if name == "unet" and same and origin.averaged:
-            names = original.averaged(made)
+            names = average_names(made)
             made = {names[key]: tensor for key, tensor in made.items()}
         tensors |= made
     write(path, tensors, metadata(pipe, tensors))
