@@ -1,7 +1,11 @@
 """Every family with small networks whose sizes their tensors tell, as a file or folder of them would."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import ldm
 from ldm.clip import BERTConfig, ClassConfig, CLIPConfig
@@ -49,6 +53,14 @@ def reduce(family: Family) -> Family:
 
 
 REDUCED = {name: reduce(family) for name, family in FAMILIES.items() if name != "shapes"}
+
+
+FEW = ("sd2-v", "sdxl", "sd1-inpaint", "ldm-text2img", "ldm-cin256", "ldm-churches256")  # of each kind one
+
+
+def each(names: Iterable[str]) -> list[Any]:
+    """Families as parameters of a test: in the default run one of each kind, in the slow one all."""
+    return [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in names]
 
 
 def make(name: str, seed: int = 0) -> ldm.Pipeline:

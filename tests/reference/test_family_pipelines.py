@@ -18,7 +18,7 @@ from diffusers import (
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 import ldm
-from tests.reduced import make
+from tests.reduced import each, make
 from tests.reference.peers import seeds
 from tests.tiny import error, unit_noise
 
@@ -94,12 +94,13 @@ def compare(models, name: str, mine: dict, peers: dict) -> None:
     assert error(ours(single, prompt=OTHER, **mine), expected) > 30 * BOUND
 
 
-@pytest.mark.parametrize("name", ["sd2", "sd2-v", "sdxl"])
+@pytest.mark.parametrize("name", each(["sd2", "sd2-v", "sdxl"]))
 def test_text_to_image(models, name: str):
     compare(models, name, {}, {})
     compare(models, name, {"negative_prompt": "fog"}, {"negative_prompt": "fog"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd-turbo", "sdxl-turbo"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_turbo(models, name: str, steps: int):
@@ -117,7 +118,7 @@ def test_sizes_that_sdxl_is_told(models):
     assert error(ours(models("sdxl")[0], **told), plain) > 30 * BOUND
 
 
-@pytest.mark.parametrize("name", ["sd1-inpaint", "sd2-inpaint", "sdxl-inpaint"])
+@pytest.mark.parametrize("name", each(["sd1-inpaint", "sd2-inpaint", "sdxl-inpaint"]))
 @pytest.mark.parametrize("strength", [1.0, 0.8])
 def test_inpainting(models, name: str, strength: float):
     image, mask = picture(SIDE), torch.from_numpy(RNG.random((1, 1, SIDE, SIDE))).round().float()
@@ -127,12 +128,14 @@ def test_inpainting(models, name: str, strength: float):
     compare(models, name, mine, peers | steps)
 
 
+@pytest.mark.slow
 def test_editing(models):
     image = picture(SIDE)
     options = {"image_guidance_scale": 1.7}
     compare(models, "sd1-pix2pix", {"image": image} | options, {"image": (image + 1) / 2} | options)
 
 
+@pytest.mark.slow
 def test_depth(models):
     image, depths = picture(SIDE), torch.from_numpy(RNG.random((1, SIDE, SIDE))).float()
     options = {"strength": 0.8, "num_inference_steps": 5}
@@ -140,6 +143,7 @@ def test_depth(models):
     compare(models, "sd2-depth", mine, {"image": (image + 1) / 2, "depth_map": depths} | options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 20, 350])
 def test_upscaling(models, level: int):
     image = picture(8)
@@ -149,12 +153,14 @@ def test_upscaling(models, level: int):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_refining_a_picture(models):
     image = picture(SIDE)
     options = {"strength": 0.5, "num_inference_steps": 8, "aesthetic_score": 7.0}
     compare(models, "sdxl-refiner", {"image": image} | options, {"image": (image + 1) / 2} | options)
 
 
+@pytest.mark.slow
 def test_the_refiner_goes_on_where_the_base_stopped(models):
     base, _, peer_base = models("sdxl")
     refiner, _, peer_refiner = models("sdxl-refiner")
@@ -184,6 +190,7 @@ def test_ldm_text_to_image(models):
         assert error(torch.from_numpy(found), torch.from_numpy(expected)) <= BOUND
 
 
+@pytest.mark.slow
 def test_the_schedulers_of_the_folders(models):
     kinds = {
         "sd2": DDIMScheduler,

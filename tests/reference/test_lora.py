@@ -16,7 +16,7 @@ RANK = 3
 WORDS = ("to_q", "to_out.0", "ff.net.2", "proj_in", "conv1", "q_proj", "mlp.fc1")  # of changed modules
 
 
-@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+@pytest.fixture(scope="module", params=["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def place(request, tmp_path_factory: pytest.TempPathFactory):
     """A folder of a family, and changes of modules of diffusers' networks, by component and module."""
     path = tmp_path_factory.mktemp(request.param) / "folder"
