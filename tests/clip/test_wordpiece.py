@@ -14,8 +14,10 @@ from ldm.errors import CheckpointError, InputError
 OURS = WordPiece.bert()
 CASES = [
     "a cat", "", "Émile Zola's café, naïve!", "  spaces\t\n tabs ", "日本語のテスト 中文", "ΑΣ ΣΑΣ.",
-    "İstanbul", "[CLS] hi [sep] [SEP] [MASK]x", "x" * 150, "emoji 😀 hi", "don't stop—ever…", "\u200b zero\ufeff",
-    "한국어", "100% $5 ^_^ `x` ~|", "Straße GROẞ", "ﬁ ligature", "\x00\x01ab\x7f", "à̧́", "mixed中a文b", "٣٤ १२ ㍿ ½",
+    "İstanbul", "[CLS] hi [sep] [SEP] [MASK]x", "x" * 150, "emoji 😀 hi", "don't stop—ever…",
+    "\u200b zero\ufeff",
+    "한국어", "100% $5 ^_^ `x` ~|", "Straße GROẞ", "ﬁ ligature", "\x00\x01ab\x7f", "à̧́",
+    "mixed中a文b", "٣٤ १२ ㍿ ½",
     "\u2028line\u2029", "\u00a0nbsp\u3000wide", "an astronaut riding a horse, photorealistic " * 12,
 ]  # fmt: skip
 
