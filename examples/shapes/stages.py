@@ -57,7 +57,6 @@ class Recipe:
         Plan(minutes=15, lr=8e-4, ema=0.998),
         Plan(minutes=108, lr=1.5e-3, ema=0.998, muon=True),
         Plan(minutes=12, lr=8e-4, ema=0.998, muon=True),
-        Plan(minutes=16, lr=1e-3, ema=0.998, muon=True),
     )
 
     def text(self, vocab: int) -> CLIPConfig:

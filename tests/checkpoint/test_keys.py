@@ -229,15 +229,15 @@ def test_two_tokens_more_than_the_vocabulary_are_refused(header, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REDUCED)
-def test_each_key_of_every_family_is_missed(name, tmp_path, monkeypatch):
-    """Each key with one of the faults in turn; where tensors cannot tell, the family is said."""
+def test_keys_of_every_family_are_missed(name, tmp_path, monkeypatch):
+    """Every sixteenth key with one of the faults in turn; where tensors cannot tell, the family is said."""
     tiny.swift(monkeypatch)
     file = saved(name, tmp_path / "model.safetensors")
     header, found = header_of(file), plan.make_plan(file, name)
     keys = sorted({source.key for part in found.parts for source in part.table.values()})
     path = tmp_path / "a.safetensors"
     silent = []
-    for i, key in enumerate(keys):
+    for i, key in enumerate(keys[::16]):
         faulty, wrong = FAULTS[i % len(FAULTS)](header, key)
         try:
             problems = plan.make_plan(hollow(path, faulty), name).report.problems

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ldm.checkpoint.folder import open_tokenizer
 from ldm.clip import Tokenizer
+from ldm.family import Text
 from tests.reference.peers import peer_tokenizer
 from tests.tiny import DATA
 
@@ -113,7 +114,7 @@ def test_any_row_is_that_of_transformers(ours, peer, text):
 
 def test_a_written_vocabulary_is_read_as_the_same_tokenizer(ours, peer, tmp_path):
     peer.save_pretrained(tmp_path)
-    read = open_tokenizer(tmp_path, 77, "<|endoftext|>")
+    read = open_tokenizer(tmp_path, Text())
     assert read.vocab == ours.vocab and read.merges == ours.merges and read.pad == ours.pad
 
 
@@ -122,5 +123,5 @@ def test_a_tokenizer_json_is_read_as_the_same_tokenizer(ours, tmp_path, as_pairs
     merges = [list(pair) if as_pairs else " ".join(pair) for pair in ours.merges]
     model = {"type": "BPE", "vocab": ours.vocab, "merges": merges}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
-    read = open_tokenizer(tmp_path, 77, "<|endoftext|>")
+    read = open_tokenizer(tmp_path, Text())
     assert read.vocab == ours.vocab and read.merges == ours.merges
