@@ -21,8 +21,8 @@ def leading(schedule: Schedule, steps: int, end: Level = CLEAN, offset: int = 1)
     The noisiest level, T - 1, is left out: a known flaw of the original code (Lin et al. 2024, table 2).
     """
     stride = schedule.steps // steps
-    times = np.arange(steps) * stride + offset
-    return along(schedule, np.minimum(times, schedule.steps - 1)[::-1], end)
+    offset = min(offset, schedule.steps - 1 - (steps - 1) * stride)  # where all are visited, there is no room
+    return along(schedule, (np.arange(steps) * stride + offset)[::-1], end)
 
 
 def uniform(schedule: Schedule, steps: int, end: Level = CLEAN) -> Path:
