@@ -49,7 +49,8 @@ def reduce(family: Family) -> Family:
         codes=family.vae.codes and 24,
     )
     small = replace(family, unet=unet, vae=vae, texts=texts, steps=min(family.steps, 4))
-    return replace(small, size=max(8 * vae.factor, small.unit))
+    side = 2**levels  # of the latent; its deepest is 2 × 2, as a group of two numbers would be ±1 by chance
+    return replace(small, size=max(side * vae.factor, small.unit))
 
 
 REDUCED = {name: reduce(family) for name, family in FAMILIES.items() if name != "shapes"}

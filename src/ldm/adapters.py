@@ -6,7 +6,7 @@ W = W0 + sum over the adapters of  weight · change
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.checkpoint import read_lora
 from ldm.checkpoint.lora import Changes
@@ -28,10 +28,11 @@ class Adapters:
     def add(self, source: str | Path, weight: float = 1.0, name: str | None = None) -> str:
         """Put on the LoRA of a file; returns its name. Raises InputError and CheckpointError."""
         weight = number("weight", weight, -MOST_WEIGHT, MOST_WEIGHT)
+        changes = read_lora(source, self.model)
         name = Path(source).stem if name is None else name
         if not isinstance(name, str) or name in self.changes:
             raise InputError(f"name {shown(name)} is taken, or no str; give another, or unload that first")
-        self.changes[name] = read_lora(source, self.model), weight
+        self.changes[name] = changes, weight
         self.apply()
         return name
 
@@ -64,7 +65,7 @@ class Adapters:
         networks = self.model.named_networks()
         places = {place for changes, _ in self.changes.values() for place in changes}
         for place in places | self.plain.keys():
-            weight = parameter(networks[place[0]], place[1])
+            weight = networks[place[0]].get_parameter(place[1])
             plain = self.plain.setdefault(place, weight.data)
             if place not in places:
                 weight.data = self.plain.pop(place).to(weight.device, weight.dtype)
@@ -74,8 +75,3 @@ class Adapters:
                 if place in changes:
                     total = total + share * changes[place].of(plain).to(plain.device)
             weight.data = total.to(weight.device, weight.dtype)
-
-
-def parameter(network: nn.Module, key: str) -> nn.Parameter:
-    """A parameter by its key."""
-    return network.get_parameter(key)

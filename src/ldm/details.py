@@ -1,6 +1,6 @@
 """What only some families are told in a call: sizes, scores, noise levels, and a part of the path."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ldm.checks import number, shown, whole
@@ -25,6 +25,11 @@ class Details:
     image_guidance_scale: float = 1.5  # InstructPix2Pix: how much the picture to edit counts
     denoising_start: float = 0.0  # the part of the path to follow
     denoising_end: float = 1.0
+
+    @classmethod
+    def of(cls, height: int, width: int) -> "Details":
+        """Those of a whole picture of a size, where nothing else is said."""
+        return cls(original_size=(height, width), target_size=(height, width))
 
     def numbers(self, kind: str, negative: bool = False) -> tuple[float, ...]:
         """What the vector of a family tells; kind: `family.vector`."""
@@ -53,9 +58,9 @@ def read_details(family: Family, height: int, width: int, given: dict[str, Any])
     for name in given:
         if not TAKES[name](family):
             raise InputError(f"{family.name} does not take {name}; leave it out")
-    plain = Details(original_size=(height, width), target_size=(height, width))
+    plain = Details.of(height, width)
     read = {name: _value(name, value) for name, value in given.items()}
-    found = Details(**({name: getattr(plain, name) for name in NAMES} | read))
+    found = replace(plain, **read)
     if found.denoising_start >= found.denoising_end:
         raise InputError(
             f"denoising_start {found.denoising_start} is not before denoising_end {found.denoising_end}"

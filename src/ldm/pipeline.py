@@ -95,23 +95,22 @@ class Pipeline(Model):
         order = [rows.index(prompt) for prompt in prompts]
         if pooled is None or not self.family.vector:
             return Conditioning(context[order])
-        side = (self.family.size, self.family.size)
-        numbers = (details or Details(side, target_size=side)).numbers(self.family.vector, negative)
+        details = details or Details.of(self.family.size, self.family.size)
+        numbers = details.numbers(self.family.vector, negative)
         return Conditioning(context[order], tell(pooled[order], numbers, self.family))
 
-    def unconditional(self, request: Request) -> Conditioning:
+    def unconditional(self, request: Request, cond: Conditioning) -> Conditioning:
         """What the UNet hears of the negative prompts; where they miss, what the family has instead."""
         negatives, count = request.negatives, len(request.negatives)
         if None not in negatives:
             return self.condition(negatives, request.details, negative=True)
         if (classes := hears_classes(self.family)) is not None:
             return self.condition([classes.empty] * count)
-        empty = self.condition([""] * count, request.details, negative=True)
-        if not self.family.blank or empty.context is None or empty.vector is None:
-            return empty
-        pooled = torch.zeros_like(empty.vector[:, : self.family.texts[-1].pooled])
+        if not self.family.blank or cond.context is None or cond.vector is None:
+            return self.condition([""] * count, request.details, negative=True)
+        pooled = torch.zeros_like(cond.vector[:, : self.family.texts[-1].pooled])
         numbers = request.details.numbers(self.family.vector)
-        return Conditioning(torch.zeros_like(empty.context), tell(pooled, numbers, self.family))
+        return Conditioning(torch.zeros_like(cond.context), tell(pooled, numbers, self.family))
 
     @torch.no_grad()
     def __call__(
@@ -197,9 +196,8 @@ class Pipeline(Model):
     def denoiser(self, request: Request, pictures: Pictures, noise: Noise) -> Denoiser:
         """The function (x, level) -> x0 that solvers are handed."""
         family, count = self.family, len(request.seeds)
-        guided = request.guidance > 1
         cond = self.condition(request.prompts, request.details) if family.texts else Conditioning()
-        uncond = self.unconditional(request) if guided else None
+        uncond = self.unconditional(request, cond) if request.guidance > 1 else None
         seen, label = self.beside(request, pictures, noise), None
         if family.unet.labels:
             label = torch.full((count,), request.details.noise_level, device=self.device)

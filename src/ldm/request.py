@@ -49,7 +49,7 @@ class Request:
     @property
     def told(self) -> list[str]:
         """The details that are not the default."""
-        plain = Details(original_size=(self.height, self.width), target_size=(self.height, self.width))
+        plain = Details.of(self.height, self.width)
         return [name for name in NAMES if getattr(self.details, name) != getattr(plain, name)]
 
     def parameters(self, family: Family) -> list[dict[str, Any]]:

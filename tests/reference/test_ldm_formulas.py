@@ -123,7 +123,7 @@ def test_classes_are_guided_away_from_the_last_one(models):
         c = pipe.unet(x, told(x, t), table[CLASSES][:, None])
         return u + w * (c - u)
 
-    z, bar = unit_noise(1, 2, 3, 8, 8), alpha_bar(0.0015, 0.0195)
+    z, bar = unit_noise(1, 2, 3, 16, 16), alpha_bar(0.0015, 0.0195)
     found = run(pipe, CLASSES.tolist(), latents=z, guidance_scale=w, **sizes(pipe))
     assert error(found, ddim(eps, z, bar)) <= BOUND
     assert error(found, ddim(lambda x, t: eps(x, t, 999), z, bar)) > 30 * BOUND
@@ -148,7 +148,7 @@ def test_a_model_without_such_a_class_is_not_guided(models):
 def test_what_cannot_be_heard_of_one_token(models):
     """Attention to a single token gives its value whatever the query: q and k have no effect."""
     pipe = models("ldm-cin256")
-    x, table = unit_noise(2, 1, 3, 8, 8), pipe.text_encoders[0].classes.weight
+    x, table = unit_noise(2, 1, 3, 16, 16), pipe.text_encoders[0].classes.weight
     before = pipe.unet(x, told(x, 500), table[[3]][:, None])
     attn = pipe.unet.mid.attn.blocks[0].cross_attn
     kept = attn.q.weight.clone()
@@ -161,22 +161,22 @@ def test_what_cannot_be_heard_of_one_token(models):
 @torch.no_grad()
 def test_super_resolution_sees_the_small_picture_as_it_is(models):
     pipe = models("ldm-sr")
-    image, z = unit_noise(5, 1, 3, 8, 8).clamp(-1, 1), unit_noise(6, 1, 3, 8, 8)
+    image, z = unit_noise(5, 1, 3, 16, 16).clamp(-1, 1), unit_noise(6, 1, 3, 16, 16)
     bar = alpha_bar(0.0015, 0.0155)
     expected = ddim(lambda x, t: pipe.unet(torch.cat([x, image], 1), told(x, t)), z, bar)
     found = run(pipe, image=image, latents=z)
     assert error(found, expected) <= BOUND
     swapped = ddim(lambda x, t: pipe.unet(torch.cat([image, x], 1), told(x, t)), z, bar)
     assert error(found, swapped) > 30 * BOUND
-    assert pipe(None, image=image, output_type="pt", progress=False).images.shape == (1, 3, 32, 32)
+    assert pipe(None, image=image, output_type="pt", progress=False).images.shape == (1, 3, 64, 64)
 
 
 @torch.no_grad()
 def test_inpainting_has_a_black_hole_and_the_mask_last(models):
     pipe = models("ldm-inpaint")
-    image, z = unit_noise(7, 1, 3, 32, 32).clamp(-1, 1), unit_noise(8, 1, 3, 8, 8)
-    mask = (torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.5).float()
-    small = F.interpolate(2 * mask - 1, size=(8, 8))  # nearest
+    image, z = unit_noise(7, 1, 3, 64, 64).clamp(-1, 1), unit_noise(8, 1, 3, 16, 16)
+    mask = (torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    small = F.interpolate(2 * mask - 1, size=(16, 16))  # nearest
 
     def latents(hole: float, order: str = "cm", mask_code: Tensor = small) -> Tensor:
         filled = torch.where(mask > 0, torch.full_like(image, hole), image)

@@ -162,6 +162,9 @@ def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(place, tmp_pat
     for weight in (float("nan"), "1", True):
         with pytest.raises(InputError, match="weight"):
             pipe.load_lora(tmp_path / "a.safetensors", weight)
+    for source in (3, None):
+        with pytest.raises(InputError, match="source must be"):
+            pipe.load_lora(source)
     with pytest.raises(InputError, match="no LoRA is called"):
         pipe.unload_lora("b")
     assert same(dict(pipe.unet.state_dict()), dict(before)) and not pipe.adapters.changes

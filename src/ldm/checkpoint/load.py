@@ -23,17 +23,17 @@ from ldm.model import Model, Origin
 
 
 def load_model(
-    source: str | Path | None = None,
+    source: str | Path | None,
     *,
-    family: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    variant: str | None = None,
-    copy: bool = False,
-    ema: bool | None = None,
-    revision: str | None = None,
+    family: str | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    variant: str | None,
+    copy: bool,
+    ema: bool | None,
+    revision: str | None,
 ) -> Model:
-    """A model from a file or folder, or the one in this package; see `ldm.load`."""
+    """A model from a file or folder, or the one in this package; `ldm.load` says what the arguments are."""
     path = bundled() if source is None else source_path(source, revision, variant)
     check_dtype(dtype)
     target = find_device(device)

@@ -98,8 +98,3 @@ def assemble(state: Mapping[str, Tensor], sources: Mapping[str, Source]) -> dict
         if len(parts) == 3:
             out[key] = torch.stack([parts[i] for i in range(3)], dim=1).flatten(0, 2)
     return out
-
-
-def shapes_of(model: torch.nn.Module) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every tensor of a model by key."""
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
