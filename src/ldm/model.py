@@ -19,7 +19,7 @@ class Dialect(NamedTuple):
     """Which of several names in use a source had."""
 
     text_prefixes: tuple[str, ...] = ()  # of the text encoders; none: the layout's usual ones
-    old_vae_attention: bool = False  # the names of diffusers before 0.17
+    old_attention: bool = False  # the names of diffusers before 0.17
 
 
 @dataclass(frozen=True)

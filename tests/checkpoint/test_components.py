@@ -82,3 +82,21 @@ def test_a_unet_of_unusual_sizes_wants_a_family(places, tmp_path: Path):
     save_file(own, tmp_path / "unet.safetensors")
     with pytest.raises(CheckpointError, match="pass family="):
         ldm.load_unet(tmp_path / "unet.safetensors")
+
+
+def test_the_networks_of_a_model_without_prompts(tmp_path: Path):
+    pipe = make("ldm-celeba256")
+    ldm.save(pipe, tmp_path / "a.safetensors")
+    ldm.save(pipe, tmp_path / "folder", layout="diffusers")
+    tensors = read_all(tmp_path / "a.safetensors")
+    for prefix, name, load in (*PREFIXES.values(),)[:2]:
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        save_file(own, tmp_path / "alone.safetensors")
+        place = tmp_path / "folder" / name.replace("vae", "vqvae")
+        network = {"vae": pipe.vae, "unet": pipe.unet}[name]
+        for source in (tmp_path / "alone.safetensors", place, next(place.glob("*.safetensors"))):
+            found = load(source, family="ldm-celeba256")
+            assert same(found.state_dict(), network.state_dict()) and found.config == network.config
+    assert ldm.load_vae(place.with_name("vqvae")).config.scale == 1.0
+    with pytest.raises(CheckpointError, match="hears no tokens is of no known family"):
+        ldm.load_unet(tmp_path / "alone.safetensors")

@@ -19,6 +19,18 @@ OTHERS = {
         "LoRA",
     ),
     "peft lora": ({"unet.down_blocks.0.attn1.to_q.lora_A.weight": ("F16", [4, 320])}, "LoRA"),
+    "early lora": ({"unet.mid_block.attn1.processor.to_q_lora.down.weight": ("F16", [4, 320])}, "LoRA"),
+    "lycoris": ({"lora_unet_mid_block_attn1_to_q.hada_w1_a": ("F16", [4, 320])}, "LyCORIS"),
+    "diffusers controlnet": ({"controlnet_down_blocks.0.weight": ("F16", [320, 320, 1, 1])}, "ControlNet"),
+    "ip adapter": ({"image_proj.proj.weight": ("F16", [3072, 1024])}, "IP-Adapter"),
+    "sdxl embedding": ({"clip_l": ("F32", [2, 768]), "clip_g": ("F32", [2, 1280])}, "textual-inversion"),
+    "quantised": (
+        {
+            "model.diffusion_model.out.2.weight": ("U8", [5760, 1]),
+            "model.diffusion_model.out.2.weight.absmax": ("F32", [180]),
+        },
+        "quantised",
+    ),
     "controlnet": ({"control_model.input_blocks.0.0.weight": ("F16", [320, 4, 3, 3])}, "ControlNet"),
     "embedding": ({"emb_params": ("F32", [2, 768])}, "textual-inversion"),
     "vae": (
@@ -39,7 +51,31 @@ def test_another_kind_of_file_is_named(tmp_path, kind):
     with pytest.raises(CheckpointError, match=word):
         ldm.load(path)
     report = ldm.inspect(path)
-    assert word in f"{report.family} {report.reasons}" and report.parameters == 0
+    assert word in f"{report.family} {report.reasons}" and report.prediction is None
+    assert report.parameters == sum(np.prod(shape, dtype=int) for _, shape in tensors.values())
+
+
+def test_weights_of_eight_bits_are_refused_by_name(bare_file, tmp_path):
+    header = header_of(bare_file)
+    key = "model.diffusion_model.middle_block.1.proj_in.weight"
+    path = hollow(tmp_path / "a.safetensors", header | {key: ("F8_E4M3", header[key][1])})
+    assert "float8_e4m3fn, as quantised weights" in ldm.inspect(path).mismatched[0]
+    with pytest.raises(CheckpointError, match=rf"{key} is of torch\.float8"):
+        ldm.load(path)
+
+
+def test_averages_are_counted_and_what_decides_the_prediction_is_said(bare_file, tmp_path):
+    header = without(["betas"], header_of(bare_file))
+    assert ldm.inspect(bare_file).ema == 0 and "averages" not in str(ldm.inspect(bare_file))
+    means = {
+        "model_ema." + key.removeprefix("model.").replace(".", ""): value
+        for key, value in header.items()
+        if key.startswith("model.diffusion_model.")
+    }
+    path = hollow(tmp_path / "a.safetensors", header | means | {"model_ema.decay": ("F32", [])})
+    report = ldm.inspect(path)
+    assert report.ema == len(means) and f"{len(means)} tensors of model_ema" in str(report)
+    assert "eps (as every sd1 does)" in str(report)
 
 
 @pytest.mark.parametrize(("inputs", "family"), [(9, "sd1-inpaint"), (8, "sd1-pix2pix")])
@@ -74,6 +110,7 @@ def test_what_tensors_cannot_tell_is_told_by_metadata_or_guessed_aloud(tmp_path,
     tensors = header_of(saved(name, tmp_path / "a.safetensors"))
     bare = hollow(tmp_path / "bare.safetensors", without(["betas"], tensors))
     assert ldm.inspect(bare).family == name
+    assert ldm.inspect(bare).decided == ("a guess" if name == "sd2-v" else "as every sdxl does")
     with pytest.warns(UserWarning, match="pass family="):
         assert ldm.load(bare).family.name == name
     texts, other = MAKES[name]

@@ -14,7 +14,9 @@ from tests.reduced import FEW, REDUCED, each, saved
 from tests.tiny import read_all, same, unit_noise
 
 GUESSED = {"sd2": "sd2-v", "sdxl-turbo": "sdxl"}  # what tensors cannot tell, to how they are taken
-FOLDERS = [name for name in REDUCED if name.startswith("sd") or name == "ldm-text2img"]
+FOLDERS = [
+    name for name in REDUCED if name.startswith("sd") or name in ("ldm-text2img", "ldm-celeba256", "ldm-sr")
+]
 
 
 class Files(dict):

@@ -71,21 +71,6 @@ CHURCHES = UNetConfig(
 )  # fmt: skip
 
 
-def plain_rules(config: UNetConfig) -> list[Rule]:
-    """The names in UNet2DModel, which also keeps a residual block that resamples among the samplers."""
-    samplers = "0" if config.res_sampling else "0.conv"
-    return [
-        Rule(r"\.attn\.(\d)\.norm", r".attn.\1.group_norm"),
-        Rule(r"^mid\.attn\.norm", "mid.attn.group_norm"),
-        Rule(r"\.attn\.attn\.([qkv])\b", r".attn.to_\1"),
-        Rule(r"\.attn\.attn\.out\b", ".attn.to_out.0"),
-        Rule(r"\.attn\.(\d)\.attn\.([qkv])\b", r".attn.\1.to_\2"),
-        Rule(r"\.attn\.(\d)\.attn\.out\b", r".attn.\1.to_out.0"),
-        Rule(r"^(down|up)\.(\d)\.(down|up)\b", rf"\1_blocks.\2.\3samplers.{samplers}"),
-        *UNET_RULES(config),
-    ]
-
-
 @pytest.mark.parametrize("config", [UNCONDITIONAL, CHURCHES], ids=["celeba", "churches"])
 @torch.no_grad()
 def test_unconditional_unets(config: UNetConfig):
@@ -107,10 +92,11 @@ def test_unconditional_unets(config: UNetConfig):
             if hasattr(module, "heads"):
                 module.heads = config.heads
     ours = UNet(config).eval()
-    give(ours, peer, plain_rules(config))
-    x, t = unit_noise(0, 2, config.in_channels, 16, 16), torch.tensor([981.0, 20.0])
+    give(ours, peer, UNET_RULES(config))
+    peer, ours = peer.double(), ours.double()  # in float32 such a network's rounding is now and then 2e-5
+    x, t = unit_noise(0, 2, config.in_channels, 16, 16).double(), torch.tensor([981.0, 20.0])
     expected = peer(x, t).sample
-    assert error(ours(x, t), expected) <= BOUND
+    assert error(ours(x, t), expected) <= 1e-6 * BOUND
     assert error(ours(x, t.flip(0)), expected) > 100 * BOUND
 
 
@@ -124,7 +110,7 @@ def test_vector_quantised_autoencoder():
     ).eval()  # fmt: skip
     randomise(peer)
     ours = VAE(config).eval()
-    give(ours, peer, [Rule(r"^codebook\.codes", "quantize.embedding"), *VAE_RULES()])
+    give(ours, peer, VAE_RULES())
     images, z = unit_noise(0, 2, 3, 32, 24).clamp(-1, 1), unit_noise(1, 2, 3, 8, 6)
     assert error(ours.encode(images), peer.encode(images).latents) <= BOUND
     assert error(ours.decode(z), peer.decode(z).sample) <= BOUND

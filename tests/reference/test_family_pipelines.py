@@ -4,6 +4,7 @@ The folder is loaded by diffusers' from_pretrained, so it is shown too that what
 """
 
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -23,14 +24,14 @@ from tests.reference.peers import seeds
 from tests.tiny import error, unit_noise
 
 BOUND = 1e-4  # of float32 latents, over several guided steps that amplify differences
-SEED, STEPS, GUIDANCE, SIDE = 5, 4, 4.0, 64
+SEED, STEPS, GUIDANCE, SIDE = 5, 4, 4.0, 128
 PROMPT, OTHER = "a café, 猫 😀 on “the” moon", "a hat"
 RNG = np.random.default_rng(0)
 
 
 def picture(side: int) -> torch.Tensor:
     """[1 3 H W] in [-1, 1]."""
-    return torch.from_numpy(RNG.random((1, 3, SIDE, SIDE), dtype=np.float32)) * 2 - 1
+    return torch.from_numpy(RNG.random((1, 3, side, side), dtype=np.float32)) * 2 - 1
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_text_to_image(models, name: str):
 def test_turbo(models, name: str, steps: int):
     """diffusers starts trailing paths from sigma z, the official code from hypot(1, sigma) z."""
     options = {"num_inference_steps": steps, "guidance_scale": 0.0}
-    z, ratio = unit_noise(2, 1, 4, 8, 8), models(name)[0].family.schedule.at(999).ratio
+    z, ratio = unit_noise(2, 1, 4, 16, 16), models(name)[0].family.schedule.at(999).ratio
     start = z * (1 + ratio**2) ** 0.5 / ratio
     compare(models, name, options | {"latents": z}, options | {"latents": start})
 
@@ -176,7 +177,7 @@ def test_the_refiner_goes_on_where_the_base_stopped(models):
 
 def test_ldm_text_to_image(models):
     single, folder, peer = models("ldm-text2img")
-    noise = unit_noise(1, 1, 4, 8, 8)
+    noise = unit_noise(1, 1, 4, 16, 16)
     with torch.no_grad():
         expected = peer(
             PROMPT, height=SIDE, width=SIDE, latents=noise, num_inference_steps=STEPS,
@@ -188,6 +189,32 @@ def test_ldm_text_to_image(models):
             progress=False, height=SIDE, width=SIDE,
         ).images  # fmt: skip
         assert error(torch.from_numpy(found), torch.from_numpy(expected)) <= BOUND
+
+
+@pytest.mark.parametrize("name", ["ldm-celeba256", pytest.param("ldm-sr", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_of_quantised_latents(models, tmp_path, name: str, offset: int):
+    """diffusers counts times from 0 where a scheduler does not say; the original code from 1."""
+    single, folder, peer = models(name)
+    if offset == 0:
+        peer.save_pretrained(tmp_path)
+        file = tmp_path / "scheduler" / "scheduler_config.json"
+        said = json.loads(file.read_text())
+        file.write_text(json.dumps({key: said[key] for key in said if key != "steps_offset"}))
+        folder, peer = ldm.load(tmp_path), peer_of(tmp_path)
+    mine = {"num_inference_steps": STEPS, "progress": False, "output_type": "np", "seed": SEED}
+    more = {}
+    if name == "ldm-sr":
+        image = picture(folder.family.size // folder.family.vae.factor)
+        more = {"image": image}
+    else:
+        mine |= {"height": folder.family.size, "width": folder.family.size}
+    expected = torch.from_numpy(
+        peer(num_inference_steps=STEPS, generator=seeds(SEED, 1)[0], output_type="np", **more).images
+    )
+    assert error(torch.from_numpy(folder(None, **mine, **more).images), expected) <= BOUND
+    found = torch.from_numpy(single(None, **mine, **more).images)
+    assert error(found, expected) <= BOUND if offset else error(found, expected) > 30 * BOUND
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ class Alone(NamedTuple):
 def load_vae(source: str | Path, *, family: str | None = None, **options: Any) -> VAE:
     """An autoencoder, from a file or folder of its own or out of a whole model.
 
-    family   whose scale of latents to take where nothing says it; None: SD 1's
+    family   whose scale of latents to take where nothing says it; None: SD 1's, or 1 of quantised latents
     options  dtype, device, variant and copy as in `load`
     Raises CheckpointError for what holds no autoencoder.
     """
@@ -131,12 +131,13 @@ def vae_alone(shapes: Shapes, preset: Family | None, said: Json) -> Alone:
     prefix = prefix_of(shapes, (original.VAE, ""))
     inner = under(shapes, prefix)
     if any(key.startswith("encoder.down_blocks.") for key in inner):
-        old = any(".query." in key for key in inner)
         config = diffusers.vae_config(inner, family.vae)
-        rules = diffusers.vae_rules(diffusers.OLD_ATTENTION if old else diffusers.NEW_ATTENTION)
+        rules = diffusers.vae_rules(diffusers.attention_of(inner))
     else:
         config = sizes.vae_config(inner, family.vae)
         rules = original.vae_rules(config, prefix)
+    if config.codes and preset is None:
+        config = replace(config, scale=1.0)
     config = replace(
         config,
         groups=whole("config.json", said, "norm_num_groups", config.groups),
@@ -149,17 +150,19 @@ def unet_alone(shapes: Shapes, preset: Family | None, said: Json) -> Alone:
     """A UNet by its tensors, in either naming."""
     prefix = prefix_of(shapes, (original.UNET, ""))
     inner = under(shapes, prefix)
-    hears = vote(inner, r".*\.attn2\.to_[kv]\.weight", axis=1)
-    if preset is None and not said and hears not in UNETS:
-        raise CheckpointError(f"a UNet that hears tokens {hears} wide is of no known family; pass family=…")
-    family = preset or family_named(UNETS.get(hears, "sd1"))
     outputs = vote(inner, r"(out\.2|conv_out)\.(weight|bias)")
     inputs = vote(inner, r"(input_blocks\.0\.0|conv_in)\.weight", axis=1)
+    texts = any(".attn2." in key for key in inner)
+    hears = vote(inner, r".*\.attn2\.to_[kv]\.weight", axis=1) if texts else None
+    if preset is None and not said and hears not in UNETS:
+        heard = f"tokens {hears} wide" if hears else "no tokens"
+        raise CheckpointError(f"a UNet that hears {heard} is of no known family; pass family=…")
+    family = preset or family_named(UNETS.get(hears, "sd1") if hears else "ldm-celeba256")
     base = replace(family.unet, in_channels=inputs, out_channels=outputs)
     if any(key.startswith("down_blocks.") for key in inner):
         config = diffusers.unet_config(inner, base)
         config = configs.unet_of(config, said) if said else config
-        rules = diffusers.unet_rules(config)
+        rules = diffusers.unet_rules(config, diffusers.attention_of(inner))
     else:
         config = sizes.unet_config(inner, base)
         rules = original.unet_rules(config, prefix)

@@ -11,7 +11,7 @@ from ldm.clip.text import ACTIVATIONS
 from ldm.errors import CheckpointError
 from ldm.family import Family, Text
 from ldm.schedulers import EPS, X0, Prediction, Schedule, V, linear, scaled_linear
-from ldm.schedulers.spacing import Spacing, leading, linspace, trailing, uniform
+from ldm.schedulers.spacing import Spacing, from_zero, leading, linspace, trailing, uniform
 from ldm.unet.config import UNetConfig
 
 MOST_SCALE = 1e4  # of latents
@@ -27,9 +27,19 @@ FIXED: dict[str, Json] = {
         "resnet_time_scale_shift": "default", "time_cond_proj_dim": None, "conv_in_kernel": 3,
         "conv_out_kernel": 3, "encoder_hid_dim": None, "attention_type": "default",
     },
+    "plain unet": {
+        "act_fn": "silu", "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0,
+        "downsample_padding": 1, "mid_block_scale_factor": 1, "norm_eps": 1e-5,
+        "time_embedding_type": "positional", "resnet_time_scale_shift": "default", "add_attention": True,
+        "downsample_type": "conv", "upsample_type": "conv", "class_embed_type": None,
+    },
     "vae": {
         "act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None, "latents_mean": None,
         "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
+    },
+    "quantised vae": {
+        "act_fn": "silu", "in_channels": 3, "out_channels": 3, "norm_type": "group",
+        "mid_block_add_attention": True, "lookup_from_codebook": False,
     },
     "text_encoder": {"layer_norm_eps": 1e-5},
     "text_encoder_2": {"layer_norm_eps": 1e-5},
@@ -49,7 +59,7 @@ def apply(family: Family, configs: Mapping[str, Json]) -> Family:
     Raises CheckpointError for a config that is damaged or asks for what our networks do not do.
     """
     for name, config in configs.items():
-        refuse_others(name, config)
+        refuse_others(name, config, FIXED[kind(family, name)])
     unet, vae = configs["unet"], configs["vae"]
     found = replace(
         family,
@@ -70,8 +80,8 @@ def apply(family: Family, configs: Mapping[str, Json]) -> Family:
 def unet_of(preset: UNetConfig, config: Json) -> UNetConfig:
     """What unet/config.json adds to the sizes of a UNet."""
     file = "unet/config.json"
-    choose(file, {"addition_embed_type": config.get("addition_embed_type") or "none"}, "addition_embed_type",
-           {"none": None, "text_time": None}, "none")  # fmt: skip
+    if (added := config.get("addition_embed_type")) not in (None, "text_time"):
+        raise wrong(file, "addition_embed_type", "null or 'text_time'", added)
     crossing = config.get("only_cross_attention", False)
     levels = crossing if isinstance(crossing, list) else [crossing] * len(preset.channels)
     for level in levels:
@@ -104,9 +114,9 @@ def clip_of(file: str, preset: CLIPConfig, config: Json) -> CLIPConfig:
 
 def process(family: Family, config: Json) -> Family:
     """The diffusion process of a scheduler_config.json; which sampler to use stays the family's affair."""
-    # diffusers' Stable Diffusion pipelines set steps_offset to 1 and clip_sample to false, whatever is said
     file = "scheduler/scheduler_config.json"
-    euler = str(config.get("_class_name", "")).startswith("Euler")
+    name = str(config.get("_class_name", ""))
+    euler = name.startswith("Euler")
     schedule = Schedule(
         beta_start=real(file, config, "beta_start", 0.0001, 0, 1),
         beta_end=real(file, config, "beta_end", 0.02, 0, 1),
@@ -114,18 +124,36 @@ def process(family: Family, config: Json) -> Family:
         law=choose(file, config, "beta_schedule", LAWS, "linear"),
     )
     spaced = choose(file, config, "timestep_spacing", SPACINGS, "linspace" if euler else "leading")
+    if spaced is leading:
+        spaced = moved(family, config)
+    ends_clean = name == "DDIMScheduler" or family.set_alpha_to_one
     return replace(
         family,
         schedule=schedule,
         prediction=choose(file, config, "prediction_type", PREDICTIONS, "epsilon"),
-        spacing=uniform if spaced is leading and family.spacing is uniform else spaced,
-        set_alpha_to_one=flag(file, config, "set_alpha_to_one", family.set_alpha_to_one),
+        spacing=spaced,
+        set_alpha_to_one=flag(file, config, "set_alpha_to_one", ends_clean),
     )
 
 
-def refuse_others(name: str, config: Json) -> None:
+def moved(family: Family, config: Json) -> Spacing:
+    """Leading times, moved up by 1 or by 0. diffusers' pipelines of plain SD move by 1, whatever is said."""
+    forced = family.name in ("shapes", "sd1", "sd1-inpaint", "sd2", "sd2-v", "sd2-inpaint", "sd-turbo")
+    if forced or whole("scheduler/scheduler_config.json", config, "steps_offset", 0, low=0, high=1):
+        return uniform if family.spacing is uniform else leading
+    return from_zero
+
+
+def kind(family: Family, name: str) -> str:
+    """Which of diffusers' classes a network of a family is there, by its name in `FIXED`."""
+    if name == "unet" and family.unet.context_dim is None:
+        return "plain unet"
+    return "quantised vae" if name == "vae" and family.vae.codes else name
+
+
+def refuse_others(name: str, config: Json, fixed: Json) -> None:
     """Raises CheckpointError for a setting under which our networks would compute something else."""
-    for field, only in FIXED[name].items():
+    for field, only in fixed.items():
         value = config.get(field, only)
         if value is not None and value != only:
             file = "scheduler_config.json" if name == "scheduler" else "config.json"
@@ -143,7 +171,7 @@ def agree(family: Family, configs: Mapping[str, Json]) -> None:
                  "cross_attention_dim": unet.context_dim, "in_channels": unet.in_channels,
                  "num_class_embeds": unet.labels, "projection_class_embeddings_input_dim": unet.vector_dim},
         "vae": {"block_out_channels": vae.channels, "layers_per_block": vae.res_blocks,
-                "latent_channels": vae.latent_channels},
+                "latent_channels": vae.latent_channels, "num_vq_embeddings": vae.codes},
     }  # fmt: skip
     for text in family.texts:
         if isinstance(config := text.config, CLIPConfig):
@@ -165,8 +193,11 @@ def heads(preset: UNetConfig, config: Json) -> UNetConfig:
     """A UNet with its heads, of which diffusers writes the number, under either of two names.
 
     One number is for all levels; of a list, one for each, the width of a head must be the same everywhere.
+    Of a UNet that hears no tokens it is the width of a head, as the name says.
     """
     file = "unet/config.json"
+    if preset.context_dim is None:
+        return replace(preset, heads=None, head_dim=whole(file, config, "attention_head_dim", 8))
     for field in ("num_attention_heads", "attention_head_dim"):  # the first wins where both are given
         value = config.get(field)
         if value is None:

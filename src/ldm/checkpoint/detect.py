@@ -18,9 +18,14 @@ class Marker(NamedTuple):
 
 # In order of precedence: adapters may carry names of what they adapt, and SDXL has all of SD2's names.
 ORIGINAL = (
-    Marker(r".*\.(lora_down|lora_up|lora_A|lora_B)\.weight", None, "a LoRA, which changes a model"),
-    Marker(r"control_model\..*", None, "a ControlNet"),
-    Marker(r"emb_params|string_to_param.*", None, "a textual-inversion embedding"),
+    Marker(r".*[._]lora(_down|_up|_A|_B|_linear_layer\.\w+|\.down|\.up)(\.\w+)?\.weight", None,
+           "a LoRA, which changes a model; pipe.load_lora takes it"),
+    Marker(r".*\.(hada_w\d_[ab]|lokr_w\d(_[ab])?)", None, "a LyCORIS adapter, which is not supported"),
+    Marker(r"(control_model|controlnet_\w+)\..*", None, "a ControlNet"),
+    Marker(r"(image_proj|ip_adapter)\..*", None, "an IP-Adapter"),
+    Marker(r"emb_params|string_to_param.*|clip_[lg]|<.*>", None, "a textual-inversion embedding"),
+    Marker(r".*\.(absmax|quant_map|quant_state\..*|SCB|qweight|qzeros|scale_weight|weight_scale)", None,
+           "a quantised model, whose weights are no longer exact"),
     Marker(r"conditioner\.embedders\.1\..*", "sdxl", "two text encoders under conditioner.embedders"),
     Marker(r"conditioner\.embedders\.0\.model\..*", "sd-turbo", "a single OpenCLIP, in sgm's names"),
     Marker(r"cond_stage_model\.model\..*", "sd2-v", "an OpenCLIP text encoder"),

@@ -105,43 +105,60 @@ def unet_config(shapes: Shapes, preset: UNetConfig) -> UNetConfig:
         depth=tuple(level_depth(shapes, rf"down_blocks\.{i}") for i in levels),
         mid_depth=level_depth(shapes, "mid_block"),
         res_blocks=commonest([count(shapes, rf"down_blocks\.{i}\.resnets\.(\d+)\.") for i in levels]),
-        context_dim=vote(shapes, r".*\.attn2\.to_[kv]\.weight", axis=1),
+        context_dim=vote(shapes, r".*\.attn2\.to_[kv]\.weight", axis=1) if preset.context_dim else None,
         vector_dim=size(shapes, "add_embedding.linear_1.weight", axis=1) or preset.vector_dim,
         labels=size(shapes, "class_embedding.weight") or preset.labels,
     )
 
 
 def level_depth(shapes: Shapes, level: str) -> int:
-    """Transformer blocks of each attention of a level."""
-    attentions = range(count(shapes, rf"{level}\.attentions\.(\d+)\."))
-    return commonest(
-        [count(shapes, rf"{level}\.attentions\.{j}\.transformer_blocks\.(\d+)\.") for j in attentions] or [0]
-    )
+    """Transformer blocks of each attention of a level, 1 of a plain one."""
+    places = [rf"{level}\.attentions\.{j}" for j in range(count(shapes, rf"{level}\.attentions\.(\d+)\."))]
+    return commonest([max(1, count(shapes, rf"{at}\.transformer_blocks\.(\d+)\.")) for at in places] or [0])
 
 
 def vae_config(shapes: Shapes, preset: VAEConfig) -> VAEConfig:
     """The sizes of an autoencoder; what sizes cannot tell is the preset's."""
     levels = range(count(shapes, r"encoder\.down_blocks\.(\d+)\."))
+    moments = vote(shapes, r"(quant_conv|encoder\.conv_out)\.(weight|bias)")
+    codes = size(shapes, "quantize.embedding.weight") or preset.codes
     return replace(
         preset,
         channels=tuple(vote(shapes, rf"encoder\.down_blocks\.{i}\.{RES}") for i in levels),
         res_blocks=commonest(
             [count(shapes, rf"encoder\.down_blocks\.{i}\.resnets\.(\d+)\.") for i in levels]
         ),
-        latent_channels=vote(shapes, r"(quant_conv|encoder\.conv_out)\.(weight|bias)") // 2,
+        latent_channels=moments if codes else moments // 2,
+        codes=codes,
     )
 
 
-def unet_rules(config: UNetConfig) -> list[Rule]:
-    """Our names of a UNet to this layout's."""
+NEW_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+OLD_ATTENTION = {"q": "query", "k": "key", "v": "value", "out": "proj_attn"}  # before diffusers 0.17
+
+
+def attention_of(names: Iterable[str]) -> dict[str, str]:
+    """The names of plain attention that a network has."""
+    return OLD_ATTENTION if any(".query." in name for name in names) else NEW_ATTENTION
+
+
+def unet_rules(config: UNetConfig, attention: Mapping[str, str] = NEW_ATTENTION) -> list[Rule]:
+    """Our names of a UNet to this layout's; attention: its names where it is plain."""
+    sampler = "0" if config.res_sampling else "0.conv"
+    place = r"^(mid\.attn|(?:down|up)\.\d\.attn\.\d)"
+    plain = [
+        Rule(rf"{place}\.norm", r"\1.group_norm"),
+        *(Rule(rf"{place}\.attn\.{a}\b", rf"\1.{b}") for a, b in attention.items()),
+    ]
     return [
+        *([] if config.context_dim else plain),
         Rule(r"^time\.fc(\d)", r"time_embedding.linear_\1"),
         Rule(r"^vector\.fc(\d)", r"add_embedding.linear_\1"),
         Rule(r"^label\b", "class_embedding"),
         Rule(r"^norm_out", "conv_norm_out"),
         Rule(r"^(down|up)\.(\d)\.res", r"\1_blocks.\2.resnets"),
         Rule(r"^(down|up)\.(\d)\.attn", r"\1_blocks.\2.attentions"),
-        Rule(r"^(down|up)\.(\d)\.(down|up)\b", r"\1_blocks.\2.\3samplers.0.conv"),
+        Rule(r"^(down|up)\.(\d)\.(down|up)\b", rf"\1_blocks.\2.\3samplers.{sampler}"),
         Rule(r"^mid\.res1", "mid_block.resnets.0"),
         Rule(r"^mid\.res2", "mid_block.resnets.1"),
         Rule(r"^mid\.attn", "mid_block.attentions.0"),
@@ -151,15 +168,12 @@ def unet_rules(config: UNetConfig) -> list[Rule]:
     ]
 
 
-NEW_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-OLD_ATTENTION = {"q": "query", "k": "key", "v": "value", "out": "proj_attn"}  # before diffusers 0.17
-
-
 def vae_rules(attention: Mapping[str, str] = NEW_ATTENTION) -> list[Rule]:
     """Our names of an autoencoder to this layout's."""
     return [
         Rule(r"^to_moments", "quant_conv"),
         Rule(r"^from_latent", "post_quant_conv"),
+        Rule(r"^codebook\.codes", "quantize.embedding"),
         Rule(r"\.(down|up)\.(\d)\.res", r".\1_blocks.\2.resnets"),
         Rule(r"\.(down|up)\.(\d)\.(down|up)\b", r".\1_blocks.\2.\3samplers.0.conv"),
         Rule(r"\.mid\.0", ".mid_block.resnets.0"),
@@ -176,12 +190,13 @@ def text_prefix(names: Iterable[str]) -> str:
     return "text_model." if any(name.startswith("text_model.") for name in names) else ""
 
 
-def rules(family: Family, prefixes: Sequence[str], old_vae_attention: bool) -> dict[str, list[Rule]]:
+def rules(family: Family, prefixes: Sequence[str], old_attention: bool) -> dict[str, list[Rule]]:
     """The rules of each network of a family, by its name."""
     texts = zip(family.texts, prefixes, strict=True)
+    attention = OLD_ATTENTION if old_attention else NEW_ATTENTION
     return {
-        "unet": unet_rules(family.unet),
-        "vae": vae_rules(OLD_ATTENTION if old_vae_attention else NEW_ATTENTION),
+        "unet": unet_rules(family.unet, attention),
+        "vae": vae_rules(attention),
         **{text.name: prompt_rules(text.config, prefix) for text, prefix in texts},
     }
 

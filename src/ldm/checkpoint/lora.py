@@ -87,7 +87,7 @@ def split(key: str) -> tuple[str, str | None]:
 def change(path: Path, model: Model, place: tuple[str, str], halves: dict[str, Tensor]) -> Change:
     """The change of a weight from its parts. Raises CheckpointError where they do not fit it."""
     name, ours = place
-    weight = model.named_networks()[name].state_dict()[ours]
+    weight = model.named_networks()[name].get_parameter(ours)
     if not {"down", "up"} <= halves.keys():
         raise CheckpointError(
             f"{path}: of {name}/{ours} there is only {', '.join(halves)}; get the file again"
@@ -108,7 +108,7 @@ def names(model: Model) -> Iterator[tuple[str, tuple[str, str]]]:
     """Every name that a module of a model may have in a file -> its network and our key."""
     family, several = model.family, len(model.family.texts) > 1
     networks = model.named_networks()
-    folder = diffusers.rules(family, ("text_model.",) * len(family.texts), old_vae_attention=False)
+    folder = diffusers.rules(family, ("text_model.",) * len(family.texts), old_attention=False)
     for ours, theirs in modules(networks["unet"].state_dict(), folder["unet"]):
         yield from ((f"unet.{theirs}", ("unet", ours)), (f"lora_unet_{flat(theirs)}", ("unet", ours)))
     for ours, theirs in modules(networks["unet"].state_dict(), original.unet_rules(family.unet, "")):

@@ -16,6 +16,8 @@ CLASSES = {  # of pipelines, to the family name of their usual weights
     "StableDiffusionXLInpaintPipeline": "sdxl-inpaint",
     "StableDiffusionXLImg2ImgPipeline": "sdxl-refiner",
     "LDMTextToImagePipeline": "ldm-text2img",
+    "LDMPipeline": "ldm-celeba256",
+    "LDMSuperResolutionPipeline": "ldm-sr",
 }
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,9 +96,12 @@ def inspect(source: str | Path) -> Report:
     if not path.is_dir():
         file = File.open(path)
         found = detect(shapes_in(file.entries))
-        if found.family is None or (found.family not in FAMILIES and settings.KEY not in file.metadata):
+        if found.family is None:
+            count = sum(prod(entry.shape) for entry in file.entries.values())
             dtypes = dtypes_in(file.entries.values())
-            return Report(str(path), found.family, "original", None, dtypes=dtypes, reasons=found.reasons)
+            return Report(
+                str(path), None, "original", None, parameters=count, dtypes=dtypes, reasons=found.reasons
+            )
     return make_plan(path).report
 
 
@@ -105,7 +109,7 @@ def file_plan(path: Path, name: str | None, ema: bool | None, numbers: bool) -> 
     """The plan of an official single file."""
     file = File.open(path)
     shapes = shapes_in(file.entries)
-    family, reasons = file_family(file, shapes, name)
+    family, reasons, decided = file_family(file, shapes, name)
     check_sizes(path, family)
     prefixes = original.text_prefixes(shapes, family)
     rules, store = original.rules(family, prefixes), Store((file,))
@@ -116,7 +120,7 @@ def file_plan(path: Path, name: str | None, ema: bool | None, numbers: bool) -> 
         parts = (averaged(unet), *others)
         ignored = (rf"{re.escape(original.UNET)}.*", *ignored)
         reasons = [*reasons, "the UNet's weights are their moving averages, model_ema.*"]
-    report = compare(path, "original", family, parts, ignored, reasons)
+    report = replace(compare(path, "original", family, parts, ignored, reasons), decided=decided)
     check_hearing(report, family)
     if numbers and not report.problems and settings.KEY not in file.metadata:
         family = with_tables(file, family)
@@ -138,20 +142,23 @@ def usual_tokenizer(text: Text) -> Tokenizer | WordPiece:
     return Tokenizer.openai(length=text.length, pad=text.pad)
 
 
-def file_family(file: File, shapes: Shapes, asked: str | None) -> tuple[Family, list[str]]:
-    """The family of a single file and why: what was asked for, or the file says, or it shows."""
+def file_family(file: File, shapes: Shapes, asked: str | None) -> tuple[Family, list[str], str]:
+    """The family of a single file, why it, and why its prediction: asked for, said by the file, or shown."""
     found = detect(shapes)
     if asked is None and found.family and settings.KEY in file.metadata:
         family = settings.from_json(file.metadata[settings.KEY], str(file.path))
-        return family, [f"the metadata {settings.KEY} says {family.name}", *found.reasons]
+        because = f"the metadata {settings.KEY} says {family.name}"
+        return family, [because, *found.reasons], f"the metadata {settings.KEY} says it"
     chosen, reasons = choose_family(file.path, asked, found)
+    decided = f"as every {chosen} does"
     if asked is None and (said := modelspec.decide(chosen, file.metadata)):
-        chosen, because = said
-        reasons = [because, *reasons]
+        chosen, decided = said
+        reasons = [decided, *reasons]
     elif asked is None and chosen in GUESSES:
         reasons = [*reasons, GUESSES[chosen]]
+        decided = "a guess" if chosen == "sd2-v" else decided
     preset = family_named(chosen)
-    return sizes.family(shapes, preset, original.text_prefixes(shapes, preset)), reasons
+    return sizes.family(shapes, preset, original.text_prefixes(shapes, preset)), reasons, decided
 
 
 def folder_plan(folder: Path, name: str | None, variant: str | None) -> Plan:
@@ -171,10 +178,12 @@ def folder_plan(folder: Path, name: str | None, variant: str | None) -> Plan:
     family = at(folder, lambda: configs.apply(sized, said))
     check_sizes(folder, family)
     dialect = Dialect(tuple(prefixes.values()), any(".query." in key for key in shapes["vae"]))
-    rules = diffusers.rules(family, dialect.text_prefixes, dialect.old_vae_attention)
+    rules = diffusers.rules(family, dialect.text_prefixes, dialect.old_attention)
     parts = tuple(part(name, family, rules[name], stores[name]) for name in networks(family))
     parts = tuple(with_last_layers(part, family, side) for part in parts)
+    decided = "scheduler/scheduler_config.json decides"
     report = compare(folder, "diffusers", family, parts, diffusers.IGNORED, reasons)
+    report = replace(report, decided=decided)
     check_hearing(report, family)
     if not report.problems:
         at(folder, lambda: configs.agree(family, said))

@@ -47,9 +47,11 @@ class Report:
     family: str | None  # None: not a model that can be loaded
     layout: str  # "original" or "diffusers"
     prediction: str | None  # "eps", "v" or "x0"
+    decided: str = ""  # what decided the prediction
     parameters: int = 0  # of all networks
     parts: dict[str, int] = field(default_factory=dict)  # parameters by network
     dtypes: dict[str, int] = field(default_factory=dict)  # how many tensors have each
+    ema: int = 0  # moving averages of the UNet's weights
     missing: list[str] = field(default_factory=list)  # tensors a network needs and no file has
     unexpected: list[str] = field(default_factory=list)  # tensors no network knows
     mismatched: list[str] = field(default_factory=list)  # tensors of another shape, each with both shapes
@@ -62,11 +64,15 @@ class Report:
             f"{self.source}",
             f"  family      {self.family or 'none'} ({'; '.join(self.reasons)})",
             f"  layout      {self.layout}",
-            f"  prediction  {self.prediction}",
+            f"  prediction  {self.prediction or 'none'}" + (f" ({self.decided})" if self.decided else ""),
             f"  parameters  {self.parameters:,}"
             + "".join(f"  {name} {n:,}" for name, n in self.parts.items()),
             "  dtypes      " + ", ".join(f"{name} × {n}" for name, n in sorted(self.dtypes.items())),
         ]
+        if self.ema:
+            lines.append(
+                f"  averages    {self.ema:,} tensors of model_ema.*; ldm.load(…, ema=True) takes them"
+            )
         for title in ("missing", "unexpected", "mismatched", "ignored"):
             if names := getattr(self, title):
                 lines.append(f"  {title:<11} {summary(names)}")
@@ -108,6 +114,7 @@ def compare(
                 mismatched.append(f"{key} {problem}")
     others = [key for key in entries if key not in used]
     known = [key for key in others if any(re.fullmatch(pattern, key) for pattern in ignored)]
+    ema = [key for key in entries if key.startswith("model_ema.diffusion_model")]
     counts = {p.name: sum(tensor.numel() for tensor in p.model.parameters()) for p in parts}
     return Report(
         source=str(source),
@@ -117,6 +124,7 @@ def compare(
         parameters=sum(counts.values()),
         parts=counts,
         dtypes=dtypes_in(entries.values()),
+        ema=len(ema),
         missing=missing,
         unexpected=[key for key in others if key not in set(known)],
         mismatched=mismatched,
@@ -130,7 +138,8 @@ def difference(entry: Entry, shape: tuple[int, ...]) -> str:
     """What is wrong with a tensor of a file that should have a shape; empty if nothing is."""
     if entry.shape != shape:
         return f"has shape {entry.shape}, not {shape}"
-    return "" if entry.dtype.is_floating_point and entry.dtype.itemsize > 1 else f"is of {entry.dtype}"
+    plain = entry.dtype.is_floating_point and entry.dtype.itemsize > 1
+    return "" if plain else f"is of {entry.dtype}, as quantised weights are"
 
 
 def shapes_in(entries: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:

@@ -102,7 +102,7 @@ def save_folder(pipe: Model, path: Path, dtype: torch.dtype | None) -> None:
     same = origin.layout == "diffusers"
     dialect = origin.dialect if same else Dialect()
     prefixes = dialect.text_prefixes or ("text_model.",) * len(family.texts)
-    rules = diffusers.rules(family, prefixes, dialect.old_vae_attention)
+    rules = diffusers.rules(family, prefixes, dialect.old_attention)
     with replacing_folder(path) as new:
         for name, config in written.write(family).items():
             write_text(new / name, json.dumps(config, indent=2, sort_keys=True) + "\n")

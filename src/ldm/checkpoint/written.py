@@ -1,6 +1,6 @@
 """The JSON files of a diffusers folder as we write them: what diffusers needs to load the same model."""
 
-from ldm.checkpoint.configs import FIXED, LAWS, PREDICTIONS, SPACINGS
+from ldm.checkpoint.configs import FIXED, LAWS, PREDICTIONS, SPACINGS, kind
 from ldm.checkpoint.diffusers import cut, folder_of
 from ldm.checkpoint.fields import Json, name_in
 from ldm.checkpoint.folder import tokenizer_folder
@@ -8,7 +8,7 @@ from ldm.checkpoint.pipelines import CLASSES
 from ldm.clip.config import BERTConfig, CLIPConfig
 from ldm.errors import CheckpointError
 from ldm.family import Family, Text
-from ldm.schedulers.spacing import leading, uniform
+from ldm.schedulers.spacing import from_zero, leading, uniform
 
 VERSION = "0.30.0"  # of diffusers, whose form this is
 SAMPLERS = {"euler": "EulerDiscreteScheduler", "euler_ancestral": "EulerAncestralDiscreteScheduler"}
@@ -18,14 +18,16 @@ SAME = {"sd2": "sd1", "sd2-v": "sd1", "sd2-inpaint": "sd1-inpaint", "sd-turbo": 
 
 def write(family: Family) -> dict[str, Json]:
     """Every JSON file of a folder, by its path. Raises CheckpointError for a family that has none."""
-    kind = SAME.get(family.name, family.name)
-    pipeline = next((name for name, known in CLASSES.items() if known == kind), None)
-    if pipeline is None:
+    usual = SAME.get(family.name, family.name)
+    pipeline = next((name for name, known in CLASSES.items() if known == usual), None)
+    config = family.unet
+    odd = config.scale_shift or config.res_sampling or not (config.context_dim or config.head_dim)
+    if pipeline is None or odd:
         raise CheckpointError(f"{family.name} has no folder layout; save it as one .safetensors file")
     vae = folder_of(family, "vae")
     out = {
         "model_index.json": index(family, pipeline),
-        "unet/config.json": unet(family),
+        "unet/config.json": unet(family) if family.unet.context_dim else plain_unet(family),
         f"{vae}/config.json": autoencoder(family),
         "scheduler/scheduler_config.json": scheduler(family),
     }
@@ -41,8 +43,8 @@ def index(family: Family, pipeline: str) -> Json:
     out: Json = {
         "_class_name": pipeline, "_diffusers_version": VERSION, "_ldm_family": family.name,
         "scheduler": ["diffusers", scheduler(family)["_class_name"]],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        folder_of(family, "vae"): ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel" if family.unet.context_dim else "UNet2DModel"],
+        folder_of(family, "vae"): ["diffusers", "VQModel" if family.vae.codes else "AutoencoderKL"],
     }  # fmt: skip
     for text in family.texts:
         if isinstance(text.config, BERTConfig):
@@ -94,15 +96,32 @@ def unet(family: Family) -> Json:
     return out
 
 
+def plain_unet(family: Family) -> Json:
+    """unet/config.json of one that hears no tokens."""
+    unet = family.unet
+    attends = [depth > 0 for depth in unet.depth]
+    return FIXED["plain unet"] | {
+        "_class_name": "UNet2DModel", "in_channels": unet.in_channels, "out_channels": unet.out_channels,
+        "block_out_channels": unet.channels, "layers_per_block": unet.res_blocks,
+        "down_block_types": ["AttnDownBlock2D" if x else "DownBlock2D" for x in attends],
+        "up_block_types": ["AttnUpBlock2D" if x else "UpBlock2D" for x in reversed(attends)],
+        "attention_head_dim": unet.head_dim, "norm_num_groups": unet.groups,
+        "sample_size": family.size // family.vae.factor,
+    }  # fmt: skip
+
+
 def autoencoder(family: Family) -> Json:
     """vae/config.json."""
     vae = family.vae
-    return FIXED["vae"] | {
-        "_class_name": "AutoencoderKL", "block_out_channels": vae.channels,
+    own: Json = {"force_upcast": family.vector != ""}
+    if vae.codes:
+        own = {"num_vq_embeddings": vae.codes, "vq_embed_dim": None}
+    return FIXED[kind(family, "vae")] | own | {
+        "_class_name": "VQModel" if vae.codes else "AutoencoderKL", "block_out_channels": vae.channels,
         "down_block_types": ["DownEncoderBlock2D"] * len(vae.channels),
         "up_block_types": ["UpDecoderBlock2D"] * len(vae.channels), "layers_per_block": vae.res_blocks,
         "latent_channels": vae.latent_channels, "norm_num_groups": vae.groups, "sample_size": family.size,
-        "scaling_factor": vae.scale, "force_upcast": family.vector != "",
+        "scaling_factor": vae.scale,
     }  # fmt: skip
 
 
@@ -149,12 +168,13 @@ def prompt(text: Text) -> dict[str, Json]:
 def scheduler(family: Family) -> Json:
     """scheduler/scheduler_config.json."""
     schedule = family.schedule
-    spacing = leading if family.spacing is uniform else family.spacing  # as good as the same
+    offset = 0 if family.spacing is from_zero else 1
+    spacing = leading if family.spacing in (uniform, from_zero) else family.spacing  # as good as the same
     return FIXED["scheduler"] | {
         "_class_name": SAMPLERS.get(family.sampler, "DDIMScheduler"),
         "beta_start": schedule.beta_start, "beta_end": schedule.beta_end,
         "beta_schedule": name_in(LAWS, schedule.law), "num_train_timesteps": schedule.steps,
         "prediction_type": name_in(PREDICTIONS, family.prediction), "clip_sample": False,
-        "steps_offset": 1, "timestep_spacing": name_in(SPACINGS, spacing),
+        "steps_offset": offset, "timestep_spacing": name_in(SPACINGS, spacing),
         "set_alpha_to_one": family.set_alpha_to_one,
     }  # fmt: skip

@@ -58,7 +58,7 @@ def sampler(name: str, *, spacing: str | Spacing | None = None, eta: float | Non
     """A sampler by name, with another spacing or share of fresh noise than its own if asked.
 
     name     ddim, ddpm, euler or euler_ancestral
-    spacing  leading, uniform, trailing, linspace, karras, exponential, or a function
+    spacing  leading, from_zero, uniform, trailing, linspace, karras, exponential, or a function
              (schedule, steps, end) -> path
     eta      0 (no fresh noise) to 1 (DDPM's)
     Raises InputError for a name that is not known and for an eta outside [0, 1].

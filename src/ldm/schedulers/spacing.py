@@ -25,6 +25,11 @@ def leading(schedule: Schedule, steps: int, end: Level = CLEAN, offset: int = 1)
     return along(schedule, (np.arange(steps) * stride + offset)[::-1], end)
 
 
+def from_zero(schedule: Schedule, steps: int, end: Level = CLEAN) -> Path:
+    """t = 0, k, 2k, … with k = T // steps: `leading` as diffusers does it where no steps_offset is given."""
+    return leading(schedule, steps, end, offset=0)
+
+
 def uniform(schedule: Schedule, steps: int, end: Level = CLEAN) -> Path:
     """t = 1, 1 + k, 1 + 2k, … up to T, with k = T // steps, as the code of Rombach et al. (2022) counts.
 
@@ -60,6 +65,7 @@ def exponential(schedule: Schedule, steps: int, end: Level = CLEAN) -> Path:
 
 SPACINGS: dict[str, Spacing] = {
     "leading": leading,
+    "from_zero": from_zero,
     "uniform": uniform,
     "trailing": trailing,
     "linspace": linspace,
