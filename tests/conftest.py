@@ -7,9 +7,20 @@ from hypothesis import settings
 
 import ldm
 from tests import tiny
+from tests.weights.find import check_folder
 
 settings.register_profile("ldm", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("ldm")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # before it reads this, pytest takes the DIR of "--weights DIR" for tests; "--weights=DIR" it does not
+    parser.addoption("--weights", metavar="DIR", help="a folder of official files, for pytest -m weights")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (folder := config.getoption("--weights")) is not None:
+        check_folder(folder, config.option.markexpr)
 
 
 @pytest.fixture(scope="session")

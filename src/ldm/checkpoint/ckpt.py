@@ -41,13 +41,12 @@ def read_ckpt(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], int, 
         if member not in members:
             raise CheckpointError(f"{path}: {key} is in the storage {place.member}, which is missing")
         size, begin = place.dtype.itemsize, place.first * place.dtype.itemsize
-        end = begin + prod(place.shape) * size
-        if end > members[member].file_size:
+        if members[member].file_size != place.items * size:
             raise CheckpointError(
-                f"{path}: {key} needs {end} bytes of the storage {place.member}, which has "
-                f"{members[member].file_size}"
+                f"{path}: {key} is in the storage {place.member} of {place.items} items of {size} bytes, "
+                f"which has {members[member].file_size} bytes; get the file again"
             )
-        start = offsets[member]
+        start, end = offsets[member], begin + prod(place.shape) * size
         out[key] = (place.dtype, place.shape, start + begin, start + end)
     return out
 

@@ -58,7 +58,8 @@ class Place(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     member: str
-    first: int  # item of the storage
+    items: int  # of the storage
+    first: int  # of them
 
 
 def items_in(shape: tuple[int, ...]) -> int:
@@ -208,4 +209,4 @@ class Machine:
             raise CheckpointError(
                 f"{self.path}: a tensor of shape {shape} reaches beyond its storage of {storage.items} items"
             )
-        return Place(storage.dtype, tuple(shape), storage.member, first)
+        return Place(storage.dtype, tuple(shape), storage.member, storage.items, first)
