@@ -42,7 +42,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
         for name, weight in module.named_parameters():
             z = torch.randn(weight.shape, generator=generator)
             if weight.ndim == 1:
-                weight.add_(0.1 * z)
+                weight.copy_(0.1 * z + name.endswith("weight"))
             else:
                 embedding = "embedding." in name or name in ("tokens.weight", "positions.weight")
                 weight.copy_(z if embedding else z / weight[0].numel() ** 0.5)

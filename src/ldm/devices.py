@@ -1,8 +1,11 @@
 """Where networks compute, and in what numbers."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ldm.errors import DeviceError, InputError
 
@@ -26,3 +29,26 @@ def check_dtype(dtype: Any) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or dtype not in allowed:
         raise InputError(f"dtype must be one of {', '.join(map(str, allowed))}, not {dtype!r}")
     return dtype
+
+
+class Uninitialised(TorchFunctionMode):
+    """Within it the functions of torch.nn.init give back what they were given."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def hollow() -> Iterator[None]:
+    """Within it networks are built without values: shapes on the meta device, and nothing drawn."""
+    with torch.device("meta"), Uninitialised():
+        yield

@@ -139,3 +139,20 @@ def test_a_file_with_an_adapter_inside_is_not_taken_for_a_model(bare_file, tmp_p
 def test_a_variant_is_for_folders(file):
     with pytest.raises(InputError, match="variant"):
         ldm.load(file, variant="fp16")
+
+
+def test_the_numbers_of_a_file_are_one_scale_and_one_schedule(tmp_path):
+    tensors = read_all(saved("ldm-churches256", tmp_path / "a.safetensors"))
+    path = tmp_path / "b.safetensors"
+    faults = {
+        "scale_factor": (torch.empty(0), torch.ones(3), torch.tensor(1), torch.tensor(-1.0)),
+        "betas": (torch.full((10, 100), 0.01), tensors["betas"][:10], torch.ones(1000, dtype=torch.int64)),
+    }
+    for name, values in faults.items():
+        for value in values:
+            save_file(tensors | {name: value}, path)
+            with pytest.raises(CheckpointError, match=name):
+                ldm.load(path)
+    save_file({key: value for key, value in tensors.items() if key != "scale_factor"}, path)
+    with pytest.warns(UserWarning, match="scale_factor is missing"):
+        assert ldm.load(path).family.vae.scale == 1.0

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ldm.checkpoint.files import write
 from ldm.families import SD1
 from ldm.unet import UNet, UNetConfig
 from tests import tiny
-from tests.reduced import REDUCED, saved
+from tests.reduced import REDUCED, each, saved
 from tests.tiny import DATA, header_of, hollow, read_all
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -114,11 +115,26 @@ def larger(header, key):
     return header | {key: (dtype, [first + 1, *rest])}, key
 
 
+def smaller(header, key):
+    dtype, (first, *rest) = header[key]
+    return header | {key: (dtype, [first - 1 or 2, *rest])}, key
+
+
+def turned(header, key):
+    """As many numbers in another shape."""
+    dtype, shape = header[key]
+    return header | {key: (dtype, shape[::-1] if shape != shape[::-1] else [*shape, 1])}, key
+
+
 def whole_numbers(header, key):
     return header | {key: ("I64", header[key][1])}, key
 
 
-FAULTS = (missing, renamed, longer, larger, whole_numbers)
+def eight_bits(header, key):
+    return header | {key: ("F8_E4M3", header[key][1])}, key
+
+
+FAULTS = (missing, renamed, longer, larger, smaller, turned, whole_numbers, eight_bits)
 
 
 def refused(path, header, key, fault):
@@ -245,3 +261,30 @@ def test_keys_of_every_family_are_missed(name, tmp_path, monkeypatch):
             problems = str(error)
         silent += [] if wrong in problems else [(key, FAULTS[i % len(FAULTS)].__name__)]
     assert silent == []
+
+
+def doubled(path: Path, key: str) -> Path:
+    """The file with a key in its header a second time."""
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    text = raw[8 : 8 + length]
+    again = json.dumps({key: json.loads(text)[key]}).encode()[:-1] + b"," + text.lstrip()[1:]
+    out = path.with_name("doubled.safetensors")
+    out.write_bytes(len(again).to_bytes(8, "little") + again + raw[8 + length :])
+    return out
+
+
+@pytest.mark.parametrize("name", each(REDUCED))
+def test_keys_that_are_doubled_or_not_finite(name, tmp_path):
+    """Some keys of every family; the last of a tensor's numbers."""
+    file = saved(name, tmp_path / "model.safetensors")
+    tensors, found = read_all(file), plan.make_plan(file, name)
+    keys = sorted({source.key for part in found.parts for source in part.table.values()})
+    for key in keys[:: len(keys) // 4]:
+        with pytest.raises(CheckpointError, match=re.escape(key)):
+            ldm.load(doubled(file, key), family=name)
+        bad = tensors[key].clone()
+        bad.view(-1)[-1] = float("nan")
+        write(tmp_path / "a.safetensors", tensors | {key: bad}, {})
+        with pytest.raises(CheckpointError, match=rf"{re.escape(key)} has 1 values"):
+            ldm.load(tmp_path / "a.safetensors", family=name)

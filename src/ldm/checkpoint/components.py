@@ -19,7 +19,7 @@ from ldm.checkpoint.plan import make_plan
 from ldm.checkpoint.report import Part, compare, shapes_in
 from ldm.checkpoint.table import Rule, table
 from ldm.clip import CLIPConfig, TextEncoder
-from ldm.devices import check_dtype, find_device
+from ldm.devices import check_dtype, find_device, hollow
 from ldm.errors import CheckpointError
 from ldm.families import SD1
 from ldm.families import family as family_named
@@ -119,7 +119,7 @@ def part_alone(
         alone = read(shapes_in(store.entries), preset, said)
     except UntoldError:
         raise CheckpointError(f"{path} holds no {kind}; ldm.inspect says what it is") from None
-    with torch.device("meta"):
+    with hollow():
         model = alone.model()
     part = Part(kind, model, table(model.state_dict(), alone.rules), store)
     return part, compare(path, "original", alone.family, [part], IGNORED, []).problems

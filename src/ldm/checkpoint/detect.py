@@ -61,6 +61,7 @@ STRIDED = rf"{re.escape(UNET)}input_blocks\.\d+\.0\.op\..*"  # a convolution tha
 GUESSES = {  # what names and shapes cannot tell, and how it is taken
     "sd2-v": "SD 2 may predict v (768 pixels) or eps (512); taken for v, else pass family='sd2'",
     "sdxl": "SDXL and SDXL-Turbo have the same tensors; taken for SDXL, else pass family='sdxl-turbo'",
+    "scale_factor": "scale_factor is missing, which only the file can tell; latents are taken as they are",
 }
 
 
@@ -109,4 +110,5 @@ def beside(shapes: Shapes) -> str:
 
 def first_match(pattern: str, names: Iterable[str]) -> str | None:
     """The first name that matches as a whole."""
-    return next((name for name in names if re.fullmatch(pattern, name)), None)
+    matches = re.compile(pattern).fullmatch
+    return next((name for name in names if matches(name)), None)

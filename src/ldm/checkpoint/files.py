@@ -21,10 +21,11 @@ from torch import Tensor
 from ldm.checkpoint.ckpt import read_ckpt
 from ldm.errors import CheckpointError
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+DTYPES = {  # in the order in which a file has their tensors
+    "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32,
+    "BF16": torch.bfloat16, "F16": torch.float16, "I16": torch.int16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ZIPPED = (".ckpt", ".pt", ".pth")  # what torch.save's archives are called
@@ -194,11 +195,12 @@ def check_layout(path: Path, entries: Mapping[str, Entry], data: int, size: int)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file with the tensors in the usual order: widest dtype first, then by name.
+    """A safetensors file with the tensors in the usual order: of dtypes, then of names.
 
     One tensor at a time is copied. Raises CheckpointError, leaving nothing behind, if it cannot be written.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    place = {dtype: i for i, dtype in enumerate(NAMES)}
+    order = sorted(tensors, key=lambda name: (place[tensors[name].dtype], name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name in order:

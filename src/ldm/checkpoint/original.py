@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count as counter
 
-from ldm.checkpoint.table import CONV, Form, Rule, fused
+from ldm.checkpoint.table import CONV, PLAIN, Form, Rule, fused
 from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
 from ldm.family import Family
 from ldm.unet.config import UNetConfig
@@ -111,7 +111,7 @@ def transformer_rules(linear: bool) -> list[Rule]:
         Rule(r"\.norm_self\b", ".norm1"),
         Rule(r"\.norm_cross\b", ".norm2"),
         Rule(r"\.norm_ff\b", ".norm3"),
-        Rule(r"\.proj_(in|out)\.weight", r".proj_\1.weight", Form() if linear else CONV),
+        Rule(r"\.proj_(in|out)\.weight", r".proj_\1.weight", PLAIN if linear else CONV),
         Rule(r"\.self_attn\b", ".attn1"),
         Rule(r"\.cross_attn\b", ".attn2"),
         Rule(r"\.(attn\d)\.([qkv])\b", r".\1.to_\2"),

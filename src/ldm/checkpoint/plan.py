@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from ldm.checkpoint import configs, diffusers, modelspec, original, pipelines, settings, sizes
@@ -31,6 +30,7 @@ from ldm.checkpoint.table import Rule, table
 from ldm.checkpoint.tables import with_tables
 from ldm.clip import BERT, ClassEmbedder, TextEncoder, Tokenizer, WordPiece
 from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
+from ldm.devices import hollow
 from ldm.errors import CheckpointError, InputError
 from ldm.families import FAMILIES
 from ldm.families import family as family_named
@@ -87,29 +87,30 @@ def make_plan(
         return folder_plan(source, family, variant)
     if variant is not None:
         raise InputError(f"variant {variant!r} is for folders, and {source} is a file")
-    return file_plan(source, family, ema, numbers)
+    file = File.open(source)
+    return file_plan(file, detect(shapes_in(file.entries)), family, ema=ema, numbers=numbers)
 
 
 def inspect(source: str | Path) -> Report:
     """What a file or folder is, from its headers alone. Raises CheckpointError for what cannot be read."""
     path = source_path(source)
-    if not path.is_dir():
-        file = File.open(path)
-        found = detect(shapes_in(file.entries))
-        if found.family is None:
-            count = sum(prod(entry.shape) for entry in file.entries.values())
-            dtypes = dtypes_in(file.entries.values())
-            return Report(
-                str(path), None, "original", None, parameters=count, dtypes=dtypes, reasons=found.reasons
-            )
-    return make_plan(path).report
-
-
-def file_plan(path: Path, name: str | None, ema: bool | None, numbers: bool) -> Plan:
-    """The plan of an official single file."""
+    if path.is_dir():
+        return folder_plan(path).report
     file = File.open(path)
-    shapes = shapes_in(file.entries)
-    family, reasons, decided = file_family(file, shapes, name)
+    found = detect(shapes_in(file.entries))
+    if found.family is not None:
+        return file_plan(file, found).report
+    count = sum(prod(entry.shape) for entry in file.entries.values())
+    dtypes = dtypes_in(file.entries.values())
+    return Report(str(path), None, "original", None, parameters=count, dtypes=dtypes, reasons=found.reasons)
+
+
+def file_plan(
+    file: File, found: Finding, name: str | None = None, *, ema: bool | None = None, numbers: bool = False
+) -> Plan:
+    """The plan of an official single file and of what it was found to be."""
+    path, shapes = file.path, shapes_in(file.entries)
+    family, reasons, decided = file_family(file, shapes, found, name)
     check_sizes(path, family)
     prefixes = original.text_prefixes(shapes, family)
     rules, store = original.rules(family, prefixes), Store((file,))
@@ -142,13 +143,16 @@ def usual_tokenizer(text: Text) -> Tokenizer | WordPiece:
     return Tokenizer.openai(length=text.length, pad=text.pad)
 
 
-def file_family(file: File, shapes: Shapes, asked: str | None) -> tuple[Family, list[str], str]:
+def file_family(
+    file: File, shapes: Shapes, found: Finding, asked: str | None
+) -> tuple[Family, list[str], str]:
     """The family of a single file, why it, and why its prediction: asked for, said by the file, or shown."""
-    found = detect(shapes)
     if asked is None and found.family and settings.KEY in file.metadata:
         family = settings.from_json(file.metadata[settings.KEY], str(file.path))
         because = f"the metadata {settings.KEY} says {family.name}"
         return family, [because, *found.reasons], f"the metadata {settings.KEY} says it"
+    if asked is not None and found.family is None and any(key.startswith(original.UNET) for key in shapes):
+        found = Finding(asked, found.reasons)  # then what is missing of it is named
     chosen, reasons = choose_family(file.path, asked, found)
     decided = f"as every {chosen} does"
     if asked is None and (said := modelspec.decide(chosen, file.metadata)):
@@ -157,11 +161,13 @@ def file_family(file: File, shapes: Shapes, asked: str | None) -> tuple[Family, 
     elif asked is None and chosen in GUESSES:
         reasons = [*reasons, GUESSES[chosen]]
         decided = "a guess" if chosen == "sd2-v" else decided
+    if chosen == "ldm-churches256" and "scale_factor" not in shapes:
+        reasons = [*reasons, GUESSES["scale_factor"]]
     preset = family_named(chosen)
     return sizes.family(shapes, preset, original.text_prefixes(shapes, preset)), reasons, decided
 
 
-def folder_plan(folder: Path, name: str | None, variant: str | None) -> Plan:
+def folder_plan(folder: Path, name: str | None = None, variant: str | None = None) -> Plan:
     """The plan of a diffusers folder."""
     index, unet = read_json(folder / "model_index.json"), read_json(folder / "unet" / "config.json")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -216,7 +222,7 @@ def with_last_layers(part: Part, family: Family, side: File) -> Part:
 
 def part(name: str, family: Family, rules: list[Rule], store: Store) -> Part:
     """The network of a name, without weights, and where its tensors are."""
-    with torch.device("meta"):
+    with hollow():
         model = networks(family)[name]()
     return Part(name, model, table(model.state_dict(), rules), store)
 

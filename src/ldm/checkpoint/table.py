@@ -48,11 +48,14 @@ class Form(NamedTuple):
         return theirs.reshape(*theirs.shape, *(1,) * self.axes) if ours.ndim == 2 else theirs
 
 
+PLAIN = Form()
+
+
 class Source(NamedTuple):
     """Where one of our tensors lives in a foreign file."""
 
     key: str
-    form: Form = Form()
+    form: Form = PLAIN
 
 
 class Rule(NamedTuple):
@@ -60,7 +63,7 @@ class Rule(NamedTuple):
 
     ours: str
     theirs: str
-    form: Form = Form()
+    form: Form = PLAIN
 
 
 CONV = Form(axes=2)  # 1×1
@@ -74,12 +77,13 @@ def fused(ours: str, theirs: str, axes: int = 0, heads: Heads = one) -> list[Rul
 def table(keys: Iterable[str], rules: Iterable[Rule]) -> dict[str, Source]:
     """Our key -> where it lives. Rules apply in order, each to what the ones before it left."""
     out = {}
-    rules = list(rules)
+    steps = [(re.compile(rule.ours).subn, rule.theirs, rule.form) for rule in rules]
     for ours in keys:
-        key, form = ours, Form()
-        for rule in rules:
-            key, hits = re.subn(rule.ours, rule.theirs, key)
-            form = rule.form if hits and rule.form != Form() else form
+        key, form = ours, PLAIN
+        for replaced, theirs, special in steps:
+            key, hits = replaced(theirs, key)
+            if hits and special is not PLAIN:
+                form = special
         out[ours] = Source(key, form)
     return out
 

@@ -22,16 +22,20 @@ def with_tables(file: File, family: Family) -> Family:
     Raises CheckpointError for numbers that are none of a schedule or a scale.
     """
     if "scale_factor" in file.entries:
-        scale = float(file.read("scale_factor").double().reshape(-1)[0])
-        if not 0 < scale < 1e4:
+        scale = numbers(file, "scale_factor")
+        if scale.size != 1 or not 0 < scale.item() < 1e4:
             raise CheckpointError(
-                f"{file.path}: scale_factor is {scale}, and must be positive; get the file again"
+                f"{file.path}: scale_factor is {scale.tolist()}, and must be one positive number; "
+                "get the file again"
             )
-        family = replace(family, vae=replace(family.vae, scale=scale))
+        family = replace(family, vae=replace(family.vae, scale=scale.item()))
     if "betas" not in file.entries:
         return family
-    betas = file.read("betas").double().reshape(-1).numpy()
-    if len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
+    betas = numbers(file, "betas")
+    others = file.entries["alphas_cumprod"].shape if "alphas_cumprod" in file.entries else betas.shape
+    if betas.ndim != 1 or len(betas) < 2 or betas.shape != others:
+        raise CheckpointError(f"{file.path}: betas have the shape {betas.shape}; get the file again")
+    if not ((betas > 0) & (betas < 1)).all():
         raise CheckpointError(f"{file.path}: betas are not between 0 and 1; get the file again")
     found = Schedule(float(betas[0]), float(betas[-1]), len(betas))
     for schedule in (family.schedule, *(replace(found, law=law) for law in (scaled_linear, linear))):
@@ -40,12 +44,22 @@ def with_tables(file: File, family: Family) -> Family:
     raise CheckpointError(f"{file.path}: betas follow no schedule that is known here; get another file")
 
 
+def numbers(file: File, name: str) -> np.ndarray:
+    """The numbers of a tensor. Raises CheckpointError for one that is of whole numbers."""
+    tensor = file.read(name)
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{file.path}: {name} is of {tensor.dtype}; get the file again")
+    return tensor.double().numpy()
+
+
 def extras(family: Family) -> dict[str, Tensor]:
     """The tables that every official file of a family carries beside the weights, in this layout's names."""
     out = {}
     for text, prefix in zip(family.texts, original.prefixes(family), strict=True):
         if prefix in (original.CLIP, original.SGM_CLIP) and isinstance(text.config, CLIPConfig):
             out[f"{prefix}embeddings.position_ids"] = torch.arange(text.config.length)[None]
+    if family.name == "ldm-churches256":
+        out["scale_factor"] = torch.tensor(family.vae.scale)
     if family.name == "sd-turbo":
         ratios = family.schedule.sigmas / family.schedule.alphas
         return out | {"denoiser.sigmas": torch.from_numpy(ratios).float()}
