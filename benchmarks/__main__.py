@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import image, imports, solver, unet
+from benchmarks import image, imports, load, solver, unet
 from benchmarks.table import Row, document, heading, line
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -14,6 +14,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
     "solver": solver.rows,
     "unet": unet.rows,
     "image": image.rows,
+    "load": load.rows,  # takes minutes, and 4.3 GB of disk for as long
     "unet-64": partial(unet.rows, 64),  # takes minutes
 }
 USUAL = ("import", "solver", "unet", "image")
@@ -23,7 +24,7 @@ def main() -> None:
     """Run the benchmarks asked for; each row is printed as soon as it is known."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all but the last if not given"
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all but the last two if not given"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="also write machine, versions and table here"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import ldm
 from ldm.checkpoint import files, plan, tables
+from ldm.checkpoint.header import DTYPES
 from ldm.clip import Tokenizer
 from ldm.families import SD1
 from ldm.model import Model, Origin
@@ -80,7 +81,7 @@ def test_another_dtype_gives_another_header(header):
 def test_files_are_those_of_the_reference_implementation(tmp_path: Path):
     """Of every dtype two tensors, none in its place; scalars, empty ones, and names beyond ASCII."""
     tensors = {"scalar": torch.tensor(1.5), "empty": torch.empty(0, 3), 'é"\\\n猫': torch.ones(5)}
-    for i, dtype in enumerate(files.DTYPES.values()):
+    for i, dtype in enumerate(DTYPES.values()):
         tensors |= {f"{letter}.{i}": torch.arange(6).reshape(2, 3).to(dtype) for letter in "zb"}
     files.write(tmp_path / "ours.safetensors", tensors, {"format": "pt"})
     safetensors.torch.save_file(tensors, tmp_path / "theirs.safetensors", {"format": "pt"})

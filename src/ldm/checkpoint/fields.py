@@ -3,13 +3,15 @@
 file  where the JSON stands, for errors. All raise CheckpointError naming file and field.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from reprlib import repr as brief
-from typing import Any
+from typing import Any, TypeVar
 
 from ldm.errors import CheckpointError
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 def whole(
@@ -65,3 +67,11 @@ def name_in(table: Mapping[str, Any], value: Any) -> str:
         if known == value:
             return name
     raise CheckpointError(f"{value!r} has no name in the file format; use one of {', '.join(table)}")
+
+
+def at(source: Path, read: Callable[[], T]) -> T:
+    """What `read` gives, with the source named in its errors."""
+    try:
+        return read()
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.fields import wrong
-from ldm.checkpoint.files import Entry, File
+from ldm.checkpoint.files import File
+from ldm.checkpoint.header import Entry
 from ldm.clip import Tokenizer, WordPiece
 from ldm.clip.config import BERTConfig
 from ldm.clip.tokenizer import pair_of

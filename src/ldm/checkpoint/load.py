@@ -1,7 +1,7 @@
 """From a source to a Model: networks built without weights, then given the file's own."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.detect import GUESSES
+from ldm.checkpoint.files import File
 from ldm.checkpoint.paths import source_path
 from ldm.checkpoint.plan import make_plan
 from ldm.checkpoint.report import Part
-from ldm.checkpoint.values import check_finite, narrowed
+from ldm.checkpoint.values import check_finite, check_pieces, check_range, narrowed
 from ldm.clip import Tokenizer, WordPiece
 from ldm.clip.config import ClassConfig
 from ldm.devices import check_dtype, find_device
@@ -81,15 +82,33 @@ def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) ->
     """A part's network with the weights of its files, for evaluation."""
     state = {}
     for ours, source in part.table.items():
-        file = part.store.file_of(source.key)
-        keep = file.entries[source.key].dtype == dtype and not copy and device.type == "cpu"
-        # what is converted or moved is read tensor by tensor, so that never more than one is held twice
-        theirs = file.view(source.key) if keep else file.read(source.key)
-        name = f"{file.path}: {source.key}"
-        check_finite(theirs, name)
-        state[ours] = narrowed(source.form.load(theirs), dtype, name).to(device)
+        theirs = tensor(part.store.file_of(source.key), source.key, dtype, copy=copy)
+        state[ours] = source.form.load(theirs).to(device)
     part.model.load_state_dict(state, strict=True, assign=True)
     return part.model.eval().requires_grad_(False)
+
+
+def tensor(file: File, key: str, dtype: torch.dtype, *, copy: bool) -> Tensor:
+    """A tensor of a file in a dtype, mapped if it has that. Raises CheckpointError for what is not finite."""
+    name, entry = f"{file.path}: {key}", file.entries[key]
+    if copy:
+        whole = file.read(key)
+        check_finite(whole, name)
+        return narrowed(whole, dtype, name)
+    if entry.dtype == dtype:
+        check_pieces(file.pieces(key), name)
+        return file.view(key)
+    out = torch.empty(entry.shape, dtype=dtype)
+    check_pieces(converted(file.pieces(key), out.view(-1), name), name)
+    return out
+
+
+def converted(pieces: Iterable[Tensor], out: Tensor, name: str) -> Iterator[Tensor]:
+    """Each piece, once it has found its place in `out`."""
+    for piece in pieces:
+        place, out = out[: len(piece)], out[len(piece) :]
+        check_range(piece, place.copy_(piece), name)
+        yield piece
 
 
 def extra(parts: tuple[Part, ...], name: str, *, copy: bool) -> Tensor:

@@ -53,7 +53,7 @@ class Storage(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tensor lies in a ckpt: what `files.Entry` is made of."""
+    """Where a tensor lies in a ckpt: what an `Entry` is made of."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]

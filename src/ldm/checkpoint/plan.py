@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from ldm.checkpoint import configs, diffusers, modelspec, original, pipelines, s
 from ldm.checkpoint.averages import averaged, with_averages
 from ldm.checkpoint.detect import GUESSES, Finding, detect
 from ldm.checkpoint.evidence import Shapes
+from ldm.checkpoint.fields import at
 from ldm.checkpoint.files import File
 from ldm.checkpoint.folder import (
     Store,
@@ -44,8 +45,6 @@ ENCODERS: dict[type, Callable[[Any], nn.Module]] = {
     BERTConfig: BERT,
     ClassConfig: ClassEmbedder,
 }
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -242,11 +241,3 @@ def choose_family(source: Path, asked: str | None, found: Finding) -> tuple[str,
             f"{source} is of the family {found.family} ({because}); this version loads {known}"
         )
     return found.family, found.reasons
-
-
-def at(source: Path, read: Callable[[], T]) -> T:
-    """What `read` gives, with the source named in its errors."""
-    try:
-        return read()
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from error

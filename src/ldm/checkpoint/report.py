@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ldm.checkpoint.files import NAMES, Entry
 from ldm.checkpoint.folder import Store
+from ldm.checkpoint.header import NAMES, Entry
 from ldm.checkpoint.table import Source
 from ldm.family import Family
 

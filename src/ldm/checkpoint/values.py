@@ -1,5 +1,7 @@
 """What may stand in a tensor that is loaded or saved."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -8,8 +10,13 @@ from ldm.errors import CheckpointError
 
 def check_finite(tensor: Tensor, name: str) -> None:
     """Raises CheckpointError naming a tensor with values that are not finite."""
-    if not all_finite(tensor):
-        bad = int((~torch.isfinite(tensor)).sum())
+    check_pieces([tensor], name)
+
+
+def check_pieces(pieces: Iterable[Tensor], name: str) -> None:
+    """The same of a tensor in pieces."""
+    bad = sum(0 if all_finite(piece) else int((~torch.isfinite(piece)).sum()) for piece in pieces)
+    if bad:
         raise CheckpointError(
             f"{name} has {bad} values that are not finite; the file is damaged, get it again"
         )
@@ -18,12 +25,17 @@ def check_finite(tensor: Tensor, name: str) -> None:
 def narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """The tensor in another dtype. Raises CheckpointError naming it where a value would become infinite."""
     out = tensor.to(dtype)
-    narrower = torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
+    check_range(tensor, out, name)
+    return out
+
+
+def check_range(tensor: Tensor, out: Tensor, name: str) -> None:
+    """Raises CheckpointError naming a tensor where a value became infinite in another dtype."""
+    narrower = torch.finfo(out.dtype).max < torch.finfo(tensor.dtype).max
     if narrower and not all_finite(out) and (lost := torch.isfinite(tensor) & ~torch.isfinite(out)).any():
         raise CheckpointError(
-            f"{name} has {int(lost.sum())} values beyond the range of {dtype}; use dtype=torch.float32"
+            f"{name} has {int(lost.sum())} values beyond the range of {out.dtype}; use dtype=torch.float32"
         )
-    return out
 
 
 def all_finite(tensor: Tensor) -> bool:
