@@ -57,6 +57,8 @@ class Recipe:
         Plan(minutes=15, lr=8e-4, ema=0.998),
         Plan(minutes=108, lr=1.5e-3, ema=0.998, muon=True),
         Plan(minutes=12, lr=8e-4, ema=0.998, muon=True),
+        Plan(minutes=75, lr=1.5e-3, ema=0.998, muon=True),
+        Plan(minutes=20, lr=8e-4, ema=0.998, muon=True),
     )
 
     def text(self, vocab: int) -> CLIPConfig:

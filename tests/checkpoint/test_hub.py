@@ -117,6 +117,7 @@ def test_one_file_of_a_repository(hub, tmp_path: Path):
     assert "CheckpointError" in said and "name its file" in said
 
 
+@pytest.mark.slow
 def test_a_download_that_broke_off_is_taken_up_again(hub, tmp_path: Path):
     endpoint, _ = hub
     code = "ldm.load('org/folder').family.name"
@@ -126,6 +127,7 @@ def test_a_download_that_broke_off_is_taken_up_again(hub, tmp_path: Path):
     assert run(code, tmp_path, endpoint) == "sd1" and gone.exists()
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_said(hub, tmp_path: Path):
     endpoint, _ = hub
     assert "org/missing cannot be had" in run("ldm.load('org/missing')", tmp_path, endpoint)

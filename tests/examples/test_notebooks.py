@@ -18,6 +18,7 @@ def test_there_are_notebooks():
     assert {"forward_process", "reverse_process"} <= {path.stem for path in NOTEBOOKS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(ldm.__file__).parents[1]))  # the same ldm as this test's

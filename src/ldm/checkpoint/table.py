@@ -76,16 +76,18 @@ def fused(ours: str, theirs: str, axes: int = 0, heads: Heads = one) -> list[Rul
 
 def table(keys: Iterable[str], rules: Iterable[Rule]) -> dict[str, Source]:
     """Our key -> where it lives. Rules apply in order, each to what the ones before it left."""
-    out = {}
-    steps = [(re.compile(rule.ours).subn, rule.theirs, rule.form) for rule in rules]
-    for ours in keys:
-        key, form = ours, PLAIN
-        for replaced, theirs, special in steps:
-            key, hits = replaced(theirs, key)
-            if hits and special is not PLAIN:
-                form = special
-        out[ours] = Source(key, form)
-    return out
+    ours = list(keys)
+    if not ours:
+        return {}
+    names, forms = list(ours), [PLAIN] * len(ours)
+    for rule in rules:
+        if rule.form is not PLAIN:
+            hits = re.compile(rule.ours).search
+            forms = [rule.form if hits(name) else form for name, form in zip(names, forms, strict=True)]
+        # all names at once, a line each, which is many times faster than one by one
+        names = re.sub(rule.ours, rule.theirs, "\n".join(names), flags=re.MULTILINE).split("\n")
+    sources = map(Source, names, forms)
+    return dict(zip(ours, sources, strict=True))
 
 
 def assemble(state: Mapping[str, Tensor], sources: Mapping[str, Source]) -> dict[str, Tensor]:

@@ -59,7 +59,8 @@ class Tokenizer:
         packed = resources.files("ldm.clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
         # the file lists more merges than CLIP was trained with: 49408 ids less 512 bytes and 2 specials
         lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : 49408 - 512 - 2 + 1]
-        merges = [pair_of(line) for line in lines]
+        pairs = [line.split() for line in lines]
+        merges = [(left, right) for left, right in pairs]
         return cls(vocabulary(merges), merges, length=length, pad=pad)
 
     @classmethod
