@@ -147,7 +147,7 @@ def test_depth(models):
 @pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 20, 350])
 def test_upscaling(models, level: int):
-    image = picture(8)
+    image = picture(16)
     compare(
         models, "sd-x4-upscaler", {"image": image, "noise_level": level},
         {"image": (image + 1) / 2, "noise_level": level, "generator": seeds(SEED, 1)[0]},

@@ -22,7 +22,8 @@ from ldm.checkpoint.header import NAMES, Entry, check_layout, read_entry, read_h
 from ldm.errors import CheckpointError
 
 ZIPPED = (".ckpt", ".pt", ".pth")  # what torch.save's archives are called
-PIECE = 16 * 2**20  # bytes
+PIECE = 2**22  # bytes
+AROUND = 2**16  # bytes; Linux maps so many about a page that is touched
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ class File:
         for start in range(entry.start, entry.end, PIECE):
             flat = self.mapped[start : min(start + PIECE, entry.end)]
             yield (flat.clone() if start % entry.dtype.itemsize else flat).view(entry.dtype)
-            first = start - start % mmap.PAGESIZE
             if hasattr(self.pages, "madvise"):  # not on Windows
-                self.pages.madvise(mmap.MADV_DONTNEED, first, start + len(flat) - first)
+                first = start - start % AROUND
+                self.pages.madvise(mmap.MADV_DONTNEED, first, start + len(flat) + AROUND - first)
 
     def view(self, name: str) -> Tensor:
         """A tensor that maps the file."""

@@ -1,7 +1,7 @@
 """From a source to a Model: networks built without weights, then given the file's own."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ldm.checkpoint.files import File
 from ldm.checkpoint.paths import source_path
 from ldm.checkpoint.plan import make_plan
 from ldm.checkpoint.report import Part
-from ldm.checkpoint.values import check_finite, check_pieces, check_range, narrowed
+from ldm.checkpoint.values import check_finite, check_pieces, narrowed
 from ldm.clip import Tokenizer, WordPiece
 from ldm.clip.config import ClassConfig
 from ldm.devices import check_dtype, find_device
@@ -90,25 +90,13 @@ def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) ->
 
 def tensor(file: File, key: str, dtype: torch.dtype, *, copy: bool) -> Tensor:
     """A tensor of a file in a dtype, mapped if it has that. Raises CheckpointError for what is not finite."""
-    name, entry = f"{file.path}: {key}", file.entries[key]
-    if copy:
-        whole = file.read(key)
-        check_finite(whole, name)
-        return narrowed(whole, dtype, name)
-    if entry.dtype == dtype:
+    name = f"{file.path}: {key}"
+    if file.entries[key].dtype == dtype and not copy:
         check_pieces(file.pieces(key), name)
         return file.view(key)
-    out = torch.empty(entry.shape, dtype=dtype)
-    check_pieces(converted(file.pieces(key), out.view(-1), name), name)
-    return out
-
-
-def converted(pieces: Iterable[Tensor], out: Tensor, name: str) -> Iterator[Tensor]:
-    """Each piece, once it has found its place in `out`."""
-    for piece in pieces:
-        place, out = out[: len(piece)], out[len(piece) :]
-        check_range(piece, place.copy_(piece), name)
-        yield piece
+    whole = file.read(key)  # tensor by tensor, so that never more than one is held twice
+    check_finite(whole, name)
+    return narrowed(whole, dtype, name)
 
 
 def extra(parts: tuple[Part, ...], name: str, *, copy: bool) -> Tensor:

@@ -25,17 +25,12 @@ def check_pieces(pieces: Iterable[Tensor], name: str) -> None:
 def narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """The tensor in another dtype. Raises CheckpointError naming it where a value would become infinite."""
     out = tensor.to(dtype)
-    check_range(tensor, out, name)
-    return out
-
-
-def check_range(tensor: Tensor, out: Tensor, name: str) -> None:
-    """Raises CheckpointError naming a tensor where a value became infinite in another dtype."""
-    narrower = torch.finfo(out.dtype).max < torch.finfo(tensor.dtype).max
+    narrower = torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
     if narrower and not all_finite(out) and (lost := torch.isfinite(tensor) & ~torch.isfinite(out)).any():
         raise CheckpointError(
-            f"{name} has {int(lost.sum())} values beyond the range of {out.dtype}; use dtype=torch.float32"
+            f"{name} has {int(lost.sum())} values beyond the range of {dtype}; use dtype=torch.float32"
         )
+    return out
 
 
 def all_finite(tensor: Tensor) -> bool:
