@@ -26,6 +26,7 @@ from ldm.checkpoint.header import NAMES
 from ldm.checkpoint.plan import networks
 from ldm.checkpoint.table import assemble, table
 from ldm.clip import Tokenizer
+from ldm.devices import hollow as without_values
 from ldm.families import SD1, SDXL
 from ldm.family import Family
 from ldm.model import Model
@@ -154,5 +155,5 @@ def hollow(family: Family, path: Path) -> None:
 
 def bare(family: Family) -> dict[str, Any]:
     """The networks of a family on the meta device."""
-    with torch.device("meta"):
+    with without_values():
         return {name: build() for name, build in networks(family).items()}

@@ -19,28 +19,22 @@ MOST_SIDE = 4096  # of a latent
 MOST_STEPS = 10**5  # of training's noise levels
 
 # Settings of diffusers' networks of which ours have only one value.
+EVERY_UNET: Json = {
+    "act_fn": "silu", "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0,
+    "downsample_padding": 1, "mid_block_scale_factor": 1, "norm_eps": 1e-5, "class_embed_type": None,
+    "time_embedding_type": "positional", "resnet_time_scale_shift": "default",
+}  # fmt: skip
+EVERY_VAE: Json = {"act_fn": "silu", "in_channels": 3, "out_channels": 3, "mid_block_add_attention": True}
 FIXED: dict[str, Json] = {
-    "unet": {
-        "act_fn": "silu", "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0,
-        "downsample_padding": 1, "mid_block_scale_factor": 1, "norm_eps": 1e-5,
-        "dual_cross_attention": False, "class_embed_type": None, "time_embedding_type": "positional",
-        "resnet_time_scale_shift": "default", "time_cond_proj_dim": None, "conv_in_kernel": 3,
+    "unet": EVERY_UNET | {
+        "dual_cross_attention": False, "time_cond_proj_dim": None, "conv_in_kernel": 3,
         "conv_out_kernel": 3, "encoder_hid_dim": None, "attention_type": "default",
     },
-    "plain unet": {
-        "act_fn": "silu", "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0,
-        "downsample_padding": 1, "mid_block_scale_factor": 1, "norm_eps": 1e-5,
-        "time_embedding_type": "positional", "resnet_time_scale_shift": "default", "add_attention": True,
-        "downsample_type": "conv", "upsample_type": "conv", "class_embed_type": None,
+    "plain unet": EVERY_UNET | {"add_attention": True, "downsample_type": "conv", "upsample_type": "conv"},
+    "vae": EVERY_VAE | {
+        "shift_factor": None, "latents_mean": None, "use_quant_conv": True, "use_post_quant_conv": True,
     },
-    "vae": {
-        "act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None, "latents_mean": None,
-        "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
-    },
-    "quantised vae": {
-        "act_fn": "silu", "in_channels": 3, "out_channels": 3, "norm_type": "group",
-        "mid_block_add_attention": True, "lookup_from_codebook": False,
-    },
+    "quantised vae": EVERY_VAE | {"norm_type": "group", "lookup_from_codebook": False},
     "text_encoder": {"layer_norm_eps": 1e-5},
     "text_encoder_2": {"layer_norm_eps": 1e-5},
     "bert": {"activation_function": "gelu"},
@@ -49,6 +43,8 @@ FIXED: dict[str, Json] = {
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": EPS, "v_prediction": V, "sample": X0}
 LAWS = {"scaled_linear": scaled_linear, "linear": linear}
+# Families whose pipelines in diffusers set steps_offset to 1, whatever a config says.
+MOVED = ("shapes", "sd1", "sd1-inpaint", "sd2", "sd2-v", "sd2-inpaint", "sd-turbo")
 SPACINGS: dict[str, Spacing] = {"leading": leading, "trailing": trailing, "linspace": linspace}
 
 
@@ -137,11 +133,11 @@ def process(family: Family, config: Json) -> Family:
 
 
 def moved(family: Family, config: Json) -> Spacing:
-    """Leading times, moved up by 1 or by 0. diffusers' pipelines of plain SD move by 1, whatever is said."""
-    forced = family.name in ("shapes", "sd1", "sd1-inpaint", "sd2", "sd2-v", "sd2-inpaint", "sd-turbo")
-    if forced or whole("scheduler/scheduler_config.json", config, "steps_offset", 0, low=0, high=1):
-        return uniform if family.spacing is uniform else leading
-    return from_zero
+    """Leading times, moved up by a config's steps_offset, 0 or 1."""
+    file = "scheduler/scheduler_config.json"
+    if family.name not in MOVED and whole(file, config, "steps_offset", 0, low=0, high=1) == 0:
+        return from_zero
+    return uniform if family.spacing is uniform else leading
 
 
 def kind(family: Family, name: str) -> str:

@@ -14,6 +14,7 @@ from ldm.checkpoint.files import File
 from ldm.checkpoint.paths import source_path
 from ldm.checkpoint.plan import make_plan
 from ldm.checkpoint.report import Part
+from ldm.checkpoint.table import Source
 from ldm.checkpoint.values import check_finite, check_pieces, narrowed
 from ldm.clip import Tokenizer, WordPiece
 from ldm.clip.config import ClassConfig
@@ -82,21 +83,21 @@ def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) ->
     """A part's network with the weights of its files, for evaluation."""
     state = {}
     for ours, source in part.table.items():
-        theirs = tensor(part.store.file_of(source.key), source.key, dtype, copy=copy)
-        state[ours] = source.form.load(theirs).to(device)
+        file = part.store.file_of(source.key)
+        state[ours] = tensor(file, source, dtype, copy=copy).to(device)
     part.model.load_state_dict(state, strict=True, assign=True)
     return part.model.eval().requires_grad_(False)
 
 
-def tensor(file: File, key: str, dtype: torch.dtype, *, copy: bool) -> Tensor:
-    """A tensor of a file in a dtype, mapped if it has that. Raises CheckpointError for what is not finite."""
-    name = f"{file.path}: {key}"
+def tensor(file: File, source: Source, dtype: torch.dtype, *, copy: bool) -> Tensor:
+    """Our tensor in a dtype, mapped if the file has that. Raises CheckpointError for what is not finite."""
+    key, name = source.key, f"{file.path}: {source.key}"
     if file.entries[key].dtype == dtype and not copy:
         check_pieces(file.pieces(key), name)
-        return file.view(key)
-    whole = file.read(key)  # tensor by tensor, so that never more than one is held twice
-    check_finite(whole, name)
-    return narrowed(whole, dtype, name)
+        return source.form.load(file.view(key))
+    theirs = file.read(key)  # tensor by tensor, so that never more than one is held twice
+    check_finite(theirs, name)
+    return narrowed(source.form.load(theirs), dtype, name)
 
 
 def extra(parts: tuple[Part, ...], name: str, *, copy: bool) -> Tensor:
