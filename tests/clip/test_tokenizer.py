@@ -25,8 +25,14 @@ def openai():
 
 def test_openai_vocabulary_has_clips_size_and_order(openai):
     ids = openai.vocab
-    assert len(ids) == 49408 and sorted(ids.values()) == list(range(49408))
+    assert len(openai) == len(ids) == 49408 and sorted(ids.values()) == list(range(49408))
     assert (ids["!"], ids["!</w>"], ids["<|startoftext|>"], ids["<|endoftext|>"]) == (0, 256, 49406, 49407)
+
+
+def test_padding_is_a_piece_that_is_known():
+    assert Tokenizer.openai(length=5, pad="!")("").tolist() == [[49406, 49407, 0, 0, 0]]
+    with pytest.raises(CheckpointError, match="no piece '<pad>'"):
+        Tokenizer.openai(pad="<pad>")
 
 
 def test_every_byte_has_its_own_character():
@@ -132,9 +138,10 @@ def test_merging_is_joining_the_pair_of_lowest_rank_again_and_again(word, pairs)
 def test_a_long_word_takes_no_time_and_has_the_same_pieces(openai):
     generator = torch.Generator().manual_seed(0)
     letters = [chr(97 + i) for i in torch.randint(26, (40000,), generator=generator)]
+    rank = {pair: i for i, pair in enumerate(openai.merges)}
     begun = time.process_time()
-    assert merged(letters[:400], openai.rank) == one_by_one(tuple(letters[:400]), openai.rank)
-    merged(letters, openai.rank)
+    assert merged(letters[:400], rank) == one_by_one(tuple(letters[:400]), rank)
+    merged(letters, rank)
     assert time.process_time() - begun < 5  # a quadratic loop takes minutes
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +65,6 @@ class File:
         """All bytes of the mapped file."""
         return torch.frombuffer(self.pages, dtype=torch.uint8)
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
-        """The numbers of a tensor in order, flat, some at a time; memory holds one piece, not the tensor.
-
-        For files just opened: what was written to the mapping is lost.
-        """
-        entry = self.entries[name]
-        for start in range(entry.start, entry.end, PIECE):
-            flat = self.mapped[start : min(start + PIECE, entry.end)]
-            yield (flat.clone() if start % entry.dtype.itemsize else flat).view(entry.dtype)
-            if hasattr(self.pages, "madvise"):  # not on Windows
-                first = start - start % AROUND
-                self.pages.madvise(mmap.MADV_DONTNEED, first, start + len(flat) + AROUND - first)
-
     def view(self, name: str) -> Tensor:
         """A tensor that maps the file."""
         entry = self.entries[name]
@@ -85,17 +73,41 @@ class File:
             flat = flat.clone()  # old writers did not align the data, and tensors must be
         return flat.view(entry.dtype).reshape(entry.shape)
 
+    def forget(self, name: str) -> None:
+        """Give the memory back that a view of a tensor took by being read; what was written to it is lost."""
+        if hasattr(self.pages, "madvise"):  # not on Windows
+            entry = self.entries[name]
+            first = entry.start - entry.start % AROUND
+            last = min(entry.end + AROUND, len(self.pages))
+            self.pages.madvise(mmap.MADV_DONTNEED, first, last - first)
+
     def read(self, name: str) -> Tensor:
         """A tensor read into memory of its own."""
         entry = self.entries[name]
-        buffer = bytearray(entry.end - entry.start)
-        if not buffer:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        with self.path.open("rb") as file:
+        out = torch.empty(entry.shape, dtype=entry.dtype)
+        with self.path.open("rb", buffering=0) as file:
             file.seek(entry.start)
-            if file.readinto(buffer) != len(buffer):
+            self.fill(out, file)
+        return out
+
+    def pieces(self, start: int, end: int, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The numbers between two bytes, flat, some at a time, each time in the same memory."""
+        room = torch.empty(min(PIECE, end - start) // dtype.itemsize, dtype=dtype)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(start)
+            for at in range(start, end, PIECE):
+                piece = room[: (end - at) // dtype.itemsize]
+                self.fill(piece, file)
+                yield piece
+
+    def fill(self, room: Tensor, file: FileIO) -> None:
+        """Read on in the open file until a tensor is full."""
+        left: Any = room.reshape(-1).view(torch.uint8).numpy()
+        while len(left):
+            count = file.readinto(left)
+            if not count:
                 raise CheckpointError(f"{self.path} was cut short while it was read; load it again")
-        return torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)
+            left = left[count:]
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from ldm.checkpoint.paths import source_path
 from ldm.checkpoint.plan import make_plan
 from ldm.checkpoint.report import Part
 from ldm.checkpoint.table import Source
-from ldm.checkpoint.values import check_finite, check_pieces, narrowed
+from ldm.checkpoint.values import check_file, narrowed
 from ldm.clip import Tokenizer, WordPiece
 from ldm.clip.config import ClassConfig
 from ldm.devices import check_dtype, find_device
@@ -66,9 +66,9 @@ def load_model(
 def check_tokenizers(path: Path, family: Family, tokenizers: Sequence[Tokenizer | WordPiece]) -> None:
     """Raises CheckpointError for a tokenizer that knows more pieces than its text encoder."""
     for text, tokenizer in zip(family.texts, tokenizers, strict=False):
-        if not isinstance(text.config, ClassConfig) and len(tokenizer.vocab) > text.config.vocab:
+        if not isinstance(text.config, ClassConfig) and len(tokenizer) > text.config.vocab:
             raise CheckpointError(
-                f"{path}: the tokenizer has {len(tokenizer.vocab)} pieces, "
+                f"{path}: the tokenizer has {len(tokenizer)} pieces, "
                 f"but the text encoder's token embedding has {text.config.vocab} rows; "
                 "get both from one model"
             )
@@ -81,6 +81,8 @@ def bundled() -> Path:
 
 def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) -> Any:
     """A part's network with the weights of its files, for evaluation."""
+    for file in part.store.files:
+        check_file(file, {source.key for source in part.table.values() if source.key in file.entries})
     state = {}
     for ours, source in part.table.items():
         file = part.store.file_of(source.key)
@@ -90,14 +92,13 @@ def fill(part: Part, dtype: torch.dtype, device: torch.device, *, copy: bool) ->
 
 
 def tensor(file: File, source: Source, dtype: torch.dtype, *, copy: bool) -> Tensor:
-    """Our tensor in a dtype, mapped if the file has that. Raises CheckpointError for what is not finite."""
-    key, name = source.key, f"{file.path}: {source.key}"
-    if file.entries[key].dtype == dtype and not copy:
-        check_pieces(file.pieces(key), name)
-        return source.form.load(file.view(key))
-    theirs = file.read(key)  # tensor by tensor, so that never more than one is held twice
-    check_finite(theirs, name)
-    return narrowed(source.form.load(theirs), dtype, name)
+    """Our tensor in a dtype, mapped if the file has that. Raises CheckpointError for what is beyond it."""
+    key, form = source
+    if file.entries[key].dtype == dtype:
+        return form.load(file.read(key) if copy else file.view(key))
+    out = narrowed(form.load(file.view(key)), dtype, f"{file.path}: {key}")
+    file.forget(key)  # so that never more than one tensor is held twice
+    return out
 
 
 def extra(parts: tuple[Part, ...], name: str, *, copy: bool) -> Tensor:

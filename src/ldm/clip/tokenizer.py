@@ -8,7 +8,7 @@ The ids are those of the official Stable Diffusion code: transformers' slow `CLI
 import gzip
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import cache, cached_property, lru_cache
 from heapq import heappop, heappush
 from importlib import resources
@@ -37,12 +37,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocab: dict[str, int], merges: Sequence[Pair], *, length: int = 77, pad: str = END):
-        for piece in (START, END, pad):
-            if piece not in vocab:
-                raise CheckpointError(
-                    f"the vocabulary has no piece {piece!r}, so it is not a CLIP vocabulary; "
-                    "copy it from the model again"
-                )
+        check_known(vocab, START, END, pad)
         ids = list(vocab.values())
         if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(set(ids)) < len(ids):
             raise CheckpointError(
@@ -50,18 +45,11 @@ class Tokenizer:
                 "copy it from the model again"
             )
         self.vocab, self.merges, self.length, self.pad = vocab, list(merges), length, pad
-        self.rank = {pair: i for i, pair in enumerate(merges)}
-        self._pieces = lru_cache(maxsize=2**16)(self._merge)
 
     @classmethod
     def openai(cls, *, length: int = 77, pad: str = END) -> "Tokenizer":
         """The tokenizer of every official model, from the vocabulary in this package (OpenAI, MIT)."""
-        packed = resources.files("ldm.clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
-        # the file lists more merges than CLIP was trained with: 49408 ids less 512 bytes and 2 specials
-        lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : 49408 - 512 - 2 + 1]
-        pairs = [line.split() for line in lines]
-        merges = [(left, right) for left, right in pairs]
-        return cls(vocabulary(merges), merges, length=length, pad=pad)
+        return OpenAI(length=length, pad=pad)
 
     @classmethod
     def from_files(cls, vocab: Path, merges: Path, *, length: int = 77, pad: str = END) -> "Tokenizer":
@@ -87,6 +75,10 @@ class Tokenizer:
             return cls(ids, pairs, length=length, pad=pad)
         except CheckpointError as error:
             raise CheckpointError(f"{vocab}: {error}") from error
+
+    def __len__(self) -> int:
+        """How many pieces there are."""
+        return len(self.vocab)
 
     def __call__(self, prompts: str | Sequence[str]) -> Tensor:
         """One or several prompts, a str or a list of str -> int64 [b length]. Raises InputError."""
@@ -120,11 +112,19 @@ class Tokenizer:
                 pattern = f"{regex.escape(START)}|{regex.escape(END)}|{WORD}"
                 yield from regex.findall(pattern, clean(part), regex.IGNORECASE)
 
+    @cached_property
+    def _rank(self) -> dict[Pair, int]:
+        return {pair: i for i, pair in enumerate(self.merges)}
+
+    @cached_property
+    def _pieces(self) -> Callable[[str], tuple[str, ...]]:
+        return lru_cache(maxsize=2**16)(self._merge)
+
     def _merge(self, word: str) -> tuple[str, ...]:
         if word in (START, END):
             return (word,)
         chars = [byte_characters()[byte] for byte in word.encode("utf-8")]
-        return merged([*chars[:-1], chars[-1] + "</w>"], self.rank)
+        return merged([*chars[:-1], chars[-1] + "</w>"], self._rank)
 
     @cached_property
     def _text(self) -> dict[int, str]:
@@ -139,6 +139,45 @@ class Tokenizer:
             return word + ("</w>" if piece.endswith("</w>") else "")
 
         return {i: readable(piece) for piece, i in self.vocab.items()}
+
+
+class OpenAI(Tokenizer):
+    """The tokenizer of every official model, whose vocabulary is unpacked when it is first asked for."""
+
+    def __init__(self, *, length: int = 77, pad: str = END):
+        self.length, self.pad = length, pad
+        if pad not in (END, "!"):
+            check_known(self.vocab, pad)
+
+    def __len__(self) -> int:
+        return 49408
+
+    @cached_property
+    def merges(self) -> list[Pair]:  # type: ignore[override]
+        return official_merges()
+
+    @cached_property
+    def vocab(self) -> dict[str, int]:  # type: ignore[override]
+        return vocabulary(self.merges)
+
+
+def check_known(vocab: Container[str], *pieces: str) -> None:
+    """Raises CheckpointError for pieces that a vocabulary has not."""
+    for piece in pieces:
+        if piece not in vocab:
+            raise CheckpointError(
+                f"the vocabulary has no piece {piece!r}, so it is not a CLIP vocabulary; "
+                "copy it from the model again"
+            )
+
+
+@cache
+def official_merges() -> list[Pair]:
+    """The pairs that CLIP was trained with."""
+    packed = resources.files("ldm.clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    # the file lists more merges than CLIP was trained with: 49408 ids less 512 bytes and 2 specials
+    lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : 49408 - 512 - 2 + 1]
+    return [pair_of(line) for line in lines]
 
 
 def clean(text: str) -> str:

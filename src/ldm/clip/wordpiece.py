@@ -57,6 +57,10 @@ class WordPiece:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read as BERT's vocabulary: {error}") from error
 
+    def __len__(self) -> int:
+        """How many pieces there are."""
+        return len(self.vocab)
+
     def __call__(self, prompts: str | Sequence[str]) -> Tensor:
         """One or several prompts, a str or a list of str -> int64 [b length]. Raises InputError."""
         rows = [self.fit(self.encode(prompt)) for prompt in texts("prompts", prompts)]
