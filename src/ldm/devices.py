@@ -1,5 +1,6 @@
 """Where networks compute, and in what numbers."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,5 +51,17 @@ class Uninitialised(TorchFunctionMode):
 @contextmanager
 def hollow() -> Iterator[None]:
     """Within it networks are built without values: shapes on the meta device, and nothing drawn."""
-    with torch.device("meta"), Uninitialised():
+    with torch.device("meta"), Uninitialised(), uncollected():
         yield
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Within it Python does not look for garbage; for where thousands of objects are made to stay."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
