@@ -5,6 +5,7 @@ First alone, with noise given, where the goal is a time. Then with all that diff
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ import ldm
 from benchmarks.table import Row
 from benchmarks.timing import medians, threads
 from ldm.families import SD1
+from ldm.schedulers.samplers import SAMPLERS
 
 SHAPE = (4, 64, 64)
 STEPS = 50
 ROUNDS = 31
-GOAL = 100e-6  # seconds a step
+GOAL = 60e-6  # seconds a step
 
 PEERS = {
     "ddim": "DDIMScheduler",
@@ -40,12 +42,20 @@ def alone() -> Iterator[Row]:
     """The solver's own work a step: noise is given, x0 is x."""
     x, noise = ldm.Noise([0], SHAPE)(), ldm.Noise([1], SHAPE)
     given = noise()
-    contestants = {name: walk(name, x, lambda: given, lambda x, level: x) for name in PEERS}
+    contestants = {name: walk(name, x, lambda: given, lambda x, level: x) for name in SAMPLERS}
     seconds = medians(contestants, ROUNDS)
-    for name in PEERS:
+    for name in SAMPLERS:
         yield Row(f"solver {name}, a step, noise given", seconds[name] / STEPS, most=GOAL)
     draws = medians({"noise": lambda: [noise() for _ in range(STEPS)]}, ROUNDS)
-    yield Row("noise, a draw", draws["noise"] / STEPS, note="once a step for ddpm and euler_ancestral")
+    yield Row("noise, a draw", draws["noise"] / STEPS, note="once a step where noise is fresh")
+    motion = ldm.Brownian([0], SHAPE, *SD1.schedule.lams)
+    levels = SD1.spacing(SD1.schedule, STEPS)
+    between = medians({"motion": lambda: [motion.between(a.lam, b.lam) for a, b in pairwise(levels[:-1])]}, 5)
+    yield Row(
+        "Brownian noise, a draw",
+        between["motion"] / (STEPS - 1),
+        note="once or twice a step of the SDE solvers",
+    )
 
 
 def beside_peers() -> Iterator[Row]:

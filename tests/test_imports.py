@@ -20,6 +20,7 @@ MAY = {
     "image": {"checks", "errors"},
     "devices": {"errors"},
     "schedulers": {"checks", "errors"},
+    "oracle": {"checks", "errors", "schedulers"},
     "vae": {"attention", "layers"},
     "unet": {"attention", "layers", "errors"},
     "clip": {"attention", "layers", "checks", "errors"},

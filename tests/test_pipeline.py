@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 import ldm
-from ldm.errors import NumericError
+from ldm.errors import InputError, NumericError
 from ldm.noise import Noise
 from ldm.pipeline import Pipeline
 from tests import tiny
 from tests.tiny import PNG_SIDE, error, hooked, unit_noise
 
-SAMPLERS = ("ddim", "ddpm", "euler", "euler_ancestral")
+SAMPLERS = tuple(ldm.schedulers.samplers.SAMPLERS)
 H = W = PNG_SIDE // 2  # of the latent
 
 
@@ -145,9 +145,23 @@ def test_guidance_of_one_or_less_runs_the_conditional_branch_alone(pipe, guidanc
     assert count_calls(pipe, guidance_scale=guidance, num_inference_steps=3) == [width] * 3
 
 
+TWICE = {"heun": 11, "dpm_2": 11, "dpmpp_sde": 11, "plms": 7}  # the last step onto a clean level is one call
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_one_step_is_one_call_of_the_network(pipe, name):
-    assert count_calls(pipe, sampler=name, num_inference_steps=6) == [4] * 6
+def test_the_network_is_called_as_often_as_the_solver_says(pipe, name):
+    assert count_calls(pipe, sampler=name, num_inference_steps=6) == [4] * TWICE.get(name, 6)
+
+
+def test_given_levels_are_the_steps(pipe):
+    chosen = ldm.sampler("euler", timesteps=[900, 500, 100])
+    assert (
+        count_calls(pipe, sampler=chosen)
+        == count_calls(pipe, sampler=chosen, num_inference_steps=3)
+        == [4] * 3
+    )
+    with pytest.raises(InputError, match="num_inference_steps 5, but the sampler was given 3"):
+        pipe("a cat", sampler=chosen, num_inference_steps=5)
 
 
 def test_without_guidance_the_negative_prompt_is_nothing(latents):

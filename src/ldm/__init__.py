@@ -1,5 +1,6 @@
 """ldm: latent diffusion from scratch. `ldm.load()` gives a model, `model("a red circle")` an image."""
 
+from ldm import oracle
 from ldm.attention import attention, attention_backend
 from ldm.checkpoint import Report, inspect, load_text_encoder, load_unet, load_vae, save
 from ldm.denoiser import Denoiser
@@ -7,7 +8,7 @@ from ldm.errors import CheckpointError, DeviceError, InputError, LdmError, Numer
 from ldm.families import families
 from ldm.family import Family
 from ldm.loading import load
-from ldm.noise import Noise
+from ldm.noise import Brownian, Noise
 from ldm.pipeline import Pipeline
 from ldm.result import Result
 from ldm.schedulers import EPS, X0, Level, Sampler, Schedule, V, sampler
@@ -15,8 +16,8 @@ from ldm.schedulers import EPS, X0, Level, Sampler, Schedule, V, sampler
 __version__ = "0.1.0"
 
 __all__ = [
-    "EPS", "V", "X0", "CheckpointError", "Denoiser", "DeviceError", "Family", "InputError", "LdmError",
-    "Level", "Noise", "NumericError", "Pipeline", "Report", "Result", "Sampler", "Schedule", "attention",
-    "attention_backend", "families", "inspect", "load", "load_text_encoder", "load_unet", "load_vae",
-    "sampler", "save",
+    "EPS", "V", "X0", "Brownian", "CheckpointError", "Denoiser", "DeviceError", "Family", "InputError",
+    "LdmError", "Level", "Noise", "NumericError", "Pipeline", "Report", "Result", "Sampler", "Schedule",
+    "attention", "attention_backend", "families", "inspect", "load", "load_text_encoder",
+    "load_unet", "load_vae", "oracle", "sampler", "save",
 ]  # fmt: skip

@@ -4,9 +4,14 @@ An image's noise depends on its own seed alone, so it is the same alone, in a ba
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from math import sqrt
 
 import torch
 from torch import Tensor
+
+DEPTH = 14  # halvings; steps shorter than a 2^14th of all share their draws
+MASK = 2**64 - 1
 
 
 class Noise:
@@ -27,3 +32,59 @@ class Noise:
             for g in self.generators
         ]
         return torch.stack(rows).to(self.device)
+
+
+class Brownian:
+    """Brownian motion W along lambda, so that the noise of a stochastic solver does not depend on its steps.
+
+    W(b) - W(a) has variance b - a. Halving an interval again and again, W in the middle is the mean of its
+    ends and a draw of variance (b - a) / 4 (Lévy). Each draw has a seed of its own, made of the image's and
+    of its place, so W is the same at every lambda whatever was asked before, and nothing needs to be kept.
+
+    seeds  one int per image; shape (c, h, w) of one
+    start  lambda where W = 0; end, beyond which it stays what it is
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], shape: tuple[int, int, int], start: float, end: float,
+        device: torch.device | str = "cpu",
+    ):  # fmt: skip
+        self.seeds, self.shape, self.start, self.end, self.device = seeds, shape, start, end, device
+        self.at = lru_cache(maxsize=3)(self._at)  # a step begins where another has ended
+
+    def between(self, a: float, b: float) -> Tensor:
+        """(W(b) - W(a)) / sqrt(b - a): unit noise [b c h w], float32."""
+        a, b = (min(max(lam, self.start), self.end) for lam in (a, b))
+        return ((self.at(b) - self.at(a)) / sqrt(b - a)).to(self.device)
+
+    def _at(self, lam: float) -> Tensor:
+        """W(lambda), [b c h w]."""
+        return torch.stack([self.row(seed, lam) for seed in self.seeds])
+
+    def row(self, seed: int, lam: float) -> Tensor:
+        """W(lambda) of one image."""
+        a, b, place = self.start, self.end, 1
+        low, high = torch.zeros(self.shape, device="cpu"), sqrt(b - a) * self.draw(seed, 0)
+        for _ in range(DEPTH):
+            if lam in (a, b):
+                break
+            mid = (a + b) / 2
+            at_mid = (low + high) / 2 + sqrt(b - a) / 2 * self.draw(seed, place)
+            if lam < mid:
+                b, high, place = mid, at_mid, 2 * place
+            else:
+                a, low, place = mid, at_mid, 2 * place + 1
+        return torch.lerp(low, high, (lam - a) / (b - a))
+
+    def draw(self, seed: int, place: int) -> Tensor:
+        """The unit noise of a node of the tree."""
+        generator = torch.Generator().manual_seed(mixed(mixed(seed) ^ place))
+        return torch.randn(self.shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def mixed(number: int) -> int:
+    """64 bits that depend on every bit of a number (Steele et al. 2014, SplitMix64)."""
+    z = (number + 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)

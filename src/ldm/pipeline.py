@@ -17,7 +17,7 @@ from ldm.denoiser import Denoiser
 from ldm.details import NAMES, Details
 from ldm.image import to_numpy, to_pil, to_unit
 from ldm.model import Model
-from ldm.noise import Noise
+from ldm.noise import Brownian, Noise
 from ldm.pictures import Pictures, grown, starts_at_image
 from ldm.request import Callback, Request, decodable, encodable, read, refuse_odd, start_latents
 from ldm.result import Result, merge
@@ -190,7 +190,8 @@ class Pipeline(Model):
             x = x if painted_anew else noised(z, x, path)
             if pictures.mask is not None and family.beside != "inpaint":
                 denoise = knowing(denoise, z, latent_mask(pictures.mask, factor))
-        steps = request.sampler.solve(denoise, x, path, noise)
+        motion = Brownian(request.seeds, shape, *family.schedule.lams, self.device)
+        steps = request.sampler.solve(denoise, x, path, motion if request.sampler.brownian else noise)
         return zip(path[1:], steps, strict=True), len(path) - 1
 
     def denoiser(self, request: Request, pictures: Pictures, noise: Noise) -> Denoiser:

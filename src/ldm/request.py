@@ -89,6 +89,14 @@ def read(
     prompts = some(family, "prompt", prompt)
     negatives = per_prompt(family, negative_prompt, len(prompts))
     chosen = family.sampler if chosen is None else chosen
+    walk = chosen if isinstance(chosen, Sampler) else sampler(chosen)
+    steps = whole(
+        "num_inference_steps", num_inference_steps, family.schedule.steps, walk.steps or family.steps
+    )
+    if walk.steps not in (None, steps):
+        raise InputError(
+            f"num_inference_steps {steps}, but the sampler was given {walk.steps} levels; leave it out"
+        )
     count = len(prompts) * times
     if count > MOST_IMAGES:
         raise InputError(f"{count} images in one call are more than {MOST_IMAGES}; split the prompts")
@@ -105,9 +113,9 @@ def read(
         negatives=[text for text in negatives for _ in range(times)],
         seeds=seeds(seed, count),
         **sides,
-        steps=whole("num_inference_steps", num_inference_steps, family.schedule.steps, family.steps),
+        steps=steps,
         guidance=guidance if family.texts else 1.0,
-        sampler=chosen if isinstance(chosen, Sampler) else sampler(chosen),
+        sampler=walk,
         strength=share("strength", family.strength if strength is None else strength),
         output=one_of("output_type", output_type, OUTPUTS),
         details=read_details(family, sides["height"], sides["width"], details),

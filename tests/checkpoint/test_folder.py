@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ CONTRADICTIONS = {
         "beta_schedule": "cosine",
         "num_train_timesteps": 0,
         "trained_betas": [0.1],
-        "rescale_betas_zero_snr": True,
+        "rescale_betas_zero_snr": "yes",
         "timestep_spacing": "odd",
     },
 }
@@ -268,3 +269,13 @@ def test_another_sampler_in_the_folder_changes_no_process(copy, folder):
         json.dumps(json.loads(path.read_text()) | {"_class_name": "PNDMScheduler", "skip_prk_steps": True})
     )
     assert ldm.load(copy).family == ldm.load(folder).family
+
+
+def test_a_schedule_that_ends_without_signal_is_heard_and_written(tmp_path):
+    schedule = replace(tiny.TINY.schedule, zero_snr=True)
+    pipe = tiny.make(replace(tiny.TINY, schedule=schedule, prediction=ldm.V, name="sd2-v"))
+    ldm.save(pipe, tmp_path / "a", layout="diffusers")
+    found = ldm.load(tmp_path / "a").family.schedule
+    assert found == schedule and found.alphas[-1] == 0
+    ldm.save(pipe, tmp_path / "a.safetensors")
+    assert ldm.load(tmp_path / "a.safetensors").family.schedule == schedule

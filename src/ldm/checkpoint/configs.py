@@ -38,7 +38,7 @@ FIXED: dict[str, Json] = {
     "text_encoder": {"layer_norm_eps": 1e-5},
     "text_encoder_2": {"layer_norm_eps": 1e-5},
     "bert": {"activation_function": "gelu"},
-    "scheduler": {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False},
+    "scheduler": {"trained_betas": None, "thresholding": False},
 }  # fmt: skip
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": EPS, "v_prediction": V, "sample": X0}
@@ -118,6 +118,7 @@ def process(family: Family, config: Json) -> Family:
         beta_end=real(file, config, "beta_end", 0.02, 0, 1),
         steps=whole(file, config, "num_train_timesteps", 1000, high=MOST_STEPS),
         law=choose(file, config, "beta_schedule", LAWS, "linear"),
+        zero_snr=flag(file, config, "rescale_betas_zero_snr", False),
     )
     spaced = choose(file, config, "timestep_spacing", SPACINGS, "linspace" if euler else "leading")
     if spaced is leading:

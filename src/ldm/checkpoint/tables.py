@@ -71,6 +71,8 @@ def schedule_tables(schedule: Schedule) -> dict[str, Tensor]:
     betas, bar = schedule.betas, schedule.alpha_bar
     before = np.append(1.0, bar[:-1])
     variance = betas * (1 - before) / (1 - bar)
+    with np.errstate(divide="ignore"):  # where no signal is left, these end in infinity
+        recip, recipm1 = np.sqrt(1 / bar), np.sqrt(1 / bar - 1)
     tables = {
         "betas": betas,
         "alphas_cumprod": bar,
@@ -78,8 +80,8 @@ def schedule_tables(schedule: Schedule) -> dict[str, Tensor]:
         "sqrt_alphas_cumprod": np.sqrt(bar),
         "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - bar),
         "log_one_minus_alphas_cumprod": np.log(1 - bar),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1 / bar),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / bar - 1),
+        "sqrt_recip_alphas_cumprod": recip,
+        "sqrt_recipm1_alphas_cumprod": recipm1,
         "posterior_variance": variance,
         "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
         "posterior_mean_coef1": betas * np.sqrt(before) / (1 - bar),

@@ -174,6 +174,7 @@ def scheduler(family: Family) -> Json:
         "_class_name": SAMPLERS.get(family.sampler, "DDIMScheduler"),
         "beta_start": schedule.beta_start, "beta_end": schedule.beta_end,
         "beta_schedule": name_in(LAWS, schedule.law), "num_train_timesteps": schedule.steps,
+        "rescale_betas_zero_snr": schedule.zero_snr,
         "prediction_type": name_in(PREDICTIONS, family.prediction), "clip_sample": False,
         "steps_offset": offset, "timestep_spacing": name_in(SPACINGS, spacing),
         "set_alpha_to_one": family.set_alpha_to_one,

@@ -77,7 +77,6 @@ class Tokenizer:
             raise CheckpointError(f"{vocab}: {error}") from error
 
     def __len__(self) -> int:
-        """How many pieces there are."""
         return len(self.vocab)
 
     def __call__(self, prompts: str | Sequence[str]) -> Tensor:
@@ -86,7 +85,7 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(len(rows), self.length)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start, end and padding; of any length."""
+        """The ids of a text of any length, without start, end and padding."""
         return [self.vocab.get(piece, self.vocab[END]) for piece in self.pieces(text)]
 
     def pieces(self, text: str) -> list[str]:
@@ -166,8 +165,7 @@ def check_known(vocab: Container[str], *pieces: str) -> None:
     for piece in pieces:
         if piece not in vocab:
             raise CheckpointError(
-                f"the vocabulary has no piece {piece!r}, so it is not a CLIP vocabulary; "
-                "copy it from the model again"
+                f"the vocabulary has no piece {piece!r}, so it is not CLIP's; copy it again"
             )
 
 

@@ -17,6 +17,7 @@ from ldm.checks import dense, number
 from ldm.errors import InputError
 
 Law = Callable[[float, float, int], np.ndarray]
+LEAST = 2.0**-24  # alpha, where lambda is to be finite
 
 
 class Level(NamedTuple):
@@ -28,13 +29,13 @@ class Level(NamedTuple):
 
     @property
     def lam(self) -> float:
-        """Half the log signal-to-noise ratio, lambda = log(alpha / sigma); infinite without noise."""
-        return log(self.alpha / self.sigma) if self.sigma else inf
+        """Half the log signal-to-noise ratio, lambda = log(alpha / sigma); infinite where either is 0."""
+        return log(self.alpha / self.sigma) if self.alpha and self.sigma else inf if self.alpha else -inf
 
     @property
     def ratio(self) -> float:
-        """Noise over signal: the sigma of Karras et al. (2022)."""
-        return self.sigma / self.alpha
+        """Noise over signal: the sigma of Karras et al. (2022); infinite without signal."""
+        return self.sigma / self.alpha if self.alpha else inf
 
 
 CLEAN = Level(t=0.0, alpha=1.0, sigma=0.0)
@@ -58,6 +59,13 @@ def linear(beta_start: float, beta_end: float, steps: int) -> np.ndarray:
     return np.linspace(beta_start, beta_end, steps)
 
 
+def without_signal(betas: np.ndarray) -> np.ndarray:
+    """Betas with which alpha falls to 0, shifted and scaled to begin as before (Lin et al. 2024, alg. 1)."""
+    alphas = np.sqrt(np.cumprod(1.0 - betas))
+    bar = ((alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])) ** 2
+    return 1.0 - bar / np.concatenate([[1.0], bar[:-1]])
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The discrete variance-preserving process that a network was trained under."""
@@ -66,11 +74,13 @@ class Schedule:
     beta_end: float = 0.012
     steps: int = 1000
     law: Law = scaled_linear
+    zero_snr: bool = False  # no signal is left at the last step
 
     @cached_property
     def betas(self) -> np.ndarray:
         """Variance added by each training step. float64 [steps]."""
-        return self.law(self.beta_start, self.beta_end, self.steps)
+        betas = self.law(self.beta_start, self.beta_end, self.steps)
+        return without_signal(betas) if self.zero_snr else betas
 
     @cached_property
     def alpha_bar(self) -> np.ndarray:
@@ -89,7 +99,20 @@ class Schedule:
 
     @cached_property
     def _lam(self) -> np.ndarray:
-        return np.log(self.alphas / self.sigmas)
+        return np.log(np.maximum(self.alphas, LEAST) / self.sigmas)
+
+    @cached_property
+    def _times(self) -> np.ndarray:
+        return np.arange(self.steps)
+
+    @cached_property
+    def _falling(self) -> np.ndarray:
+        return -self._lam
+
+    @property
+    def lams(self) -> tuple[float, float]:
+        """The least and the greatest lambda that can be asked for."""
+        return float(self._lam[-1]), float(self._lam[0])
 
     def at(self, t: float) -> Level:
         """The level at time t in [0, steps - 1]; between whole steps lambda is interpolated.
@@ -97,12 +120,14 @@ class Schedule:
         Raises InputError for a t outside.
         """
         t = number("t", t, 0, self.steps - 1)
-        lam = float(np.interp(t, np.arange(self.steps), self._lam))
+        if self.zero_snr and t == self.steps - 1:
+            return Level(t, float(self.alphas[-1]), float(self.sigmas[-1]))
+        lam = float(np.interp(t, self._times, self._lam))
         return level_at(t, lam)
 
     def at_lam(self, lam: float) -> Level:
         """The level of a given lambda within the schedule's range: the inverse of `at`."""
-        t = float(np.interp(-lam, -self._lam, np.arange(self.steps)))
+        t = float(np.interp(-lam, self._falling, self._times))
         return level_at(t, lam)
 
     def levels(self, t: Tensor) -> Levels:

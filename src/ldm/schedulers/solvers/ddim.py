@@ -10,13 +10,13 @@ from itertools import pairwise
 from torch import Tensor
 
 from ldm.schedulers.forward import Level
-from ldm.schedulers.reverse import ancestral, step
+from ldm.schedulers.reverse import Draw, ancestral, step
 
 Denoise = Callable[[Tensor, Level], Tensor]
 
 
 def ddim(
-    denoise: Denoise, x: Tensor, path: Sequence[Level], noise: Callable[[], Tensor], eta: float = 0.0
+    denoise: Denoise, x: Tensor, path: Sequence[Level], noise: Draw, eta: float = 0.0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Follow `path` from x; yields (x, x0) after every step (Song et al. 2021, eq. 12 and 16).
 
