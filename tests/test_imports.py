@@ -27,15 +27,20 @@ MAY = {
     "family": {"clip.config", "unet.config", "vae.config", "schedulers"},
     "families": {"clip.config", "unet.config", "vae.config", "family", "schedulers"},
     "conditioning": {"clip", "errors", "family", "unet.embeddings"},
+    "prompts": {"checks", "clip", "conditioning", "errors"},
     "sight": {"family", "noise", "schedulers"},
     "denoiser": {"conditioning", "schedulers", "unet"},
-    "tasks": {"schedulers", "errors"},
-    "details": {"checks", "errors", "family"},
+    "parts": {"schedulers", "errors"},
+    "philox": {"checks", "errors"},
+    "details": {"checks", "clip.config", "errors", "family"},
     "pictures": {"checks", "errors", "family", "image"},
     "rows": {"checks", "clip.config", "errors", "family"},
     "request": {"checks", "details", "errors", "family", "pictures", "rows", "schedulers"},
-    "result": {"image"},
-    "walk": {"errors", "request"},
+    "parameters": {"checks", "details", "errors", "image", "schedulers"},
+    "motion": {"checks", "errors", "image"},
+    "walk": {"errors", "request", "schedulers"},
+    "trajectory": {"checks", "image", "motion", "walk"},
+    "result": {"image", "trajectory"},
     "model": {"devices", "family", "unet", "vae"},
     "checkpoint": {
         "clip", "devices", "errors", "families", "family", "model", "schedulers", "unet", "vae",
@@ -43,9 +48,11 @@ MAY = {
     "adapters": {"checkpoint", "checks", "errors", "model"},
     "pipeline": {
         "adapters", "checks", "clip", "conditioning", "denoiser", "details", "errors", "family", "image",
-        "model", "noise", "pictures", "request", "result", "rows", "schedulers", "sight", "tasks", "walk",
+        "model", "noise", "parameters", "parts", "philox", "pictures", "prompts", "request", "result", "rows",
+        "schedulers", "sight", "trajectory", "walk",
     },
     "loading": {"checkpoint", "pipeline"},
+    "tasks": {"checks", "errors", "noise", "pictures", "pipeline", "request", "result", "schedulers"},
 }  # fmt: skip
 
 

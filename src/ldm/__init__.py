@@ -8,16 +8,20 @@ from ldm.errors import CheckpointError, DeviceError, InputError, LdmError, Numer
 from ldm.families import families
 from ldm.family import Family
 from ldm.loading import load
+from ldm.motion import animate
 from ldm.noise import Brownian, Noise
+from ldm.parameters import parameters
 from ldm.pipeline import Pipeline
+from ldm.prompts import tokens
 from ldm.result import Result
 from ldm.schedulers import EPS, X0, Level, Sampler, Schedule, V, sampler
+from ldm.tasks import edit, interpolate, invert
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EPS", "V", "X0", "Brownian", "CheckpointError", "Denoiser", "DeviceError", "Family", "InputError",
     "LdmError", "Level", "Noise", "NumericError", "Pipeline", "Report", "Result", "Sampler", "Schedule",
-    "attention", "attention_backend", "families", "inspect", "load", "load_text_encoder",
-    "load_unet", "load_vae", "oracle", "sampler", "save",
+    "animate", "attention", "attention_backend", "edit", "families", "inspect", "interpolate", "invert",
+    "load", "load_text_encoder", "load_unet", "load_vae", "oracle", "parameters", "sampler", "save", "tokens",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 W = W0 + sum over the adapters of  weight · change
 """
 
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -75,3 +76,30 @@ class Adapters:
                 if place in changes:
                     total = total + share * changes[place].of(plain).to(plain.device)
             weight.data = total.to(weight.device, weight.dtype)
+
+
+class Adapted(Model):
+    """A model that LoRAs can be put on."""
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """The LoRAs on this model."""
+        return Adapters(self)
+
+    def load_lora(self, source: str | Path, weight: float = 1.0, name: str | None = None) -> str:
+        """Put the LoRA of a file on the networks, beside those that are there; returns its name.
+
+        source  kohya's or PEFT's .safetensors
+        weight  how much it counts; `adapters.weigh(name, weight)` changes that
+        name    by which it is called; None: the file's
+        Not while another thread samples. Raises CheckpointError naming keys that fit no weight; InputError.
+        """
+        return self.adapters.add(source, weight, name)
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Take a LoRA off, or all of them: the weights are again what they were, bit for bit."""
+        self.adapters.remove(name)
+
+    def merge_lora(self) -> None:
+        """Make all LoRAs part of the model for good; saving writes them either way."""
+        self.adapters.merge()

@@ -4,21 +4,61 @@
     out = eps_u + w' (eps_i - eps_u) + w (eps_c - eps_i)  through a picture (Brooks et al. 2023, eq. 3)
     x0  = prediction.x0(x, out, level)
 
+A large w can be tempered: `rescaled`, `thresholded`, and an interval of levels outside which w is 1.
+
 Latents are float32 on the solver's side and of the network's dtype on the other; the casts are here.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ldm.conditioning import Conditioning, join
 from ldm.schedulers import Level, Prediction
+from ldm.schedulers.solvers import Denoise
 from ldm.unet import UNet
+
+WIDEST = 1e6  # noise over signal, beyond every level
+
+
+class Guidance(NamedTuple):
+    """How far to go from uncond to cond, and how to temper it."""
+
+    scale: float = 1.0  # w; at most 1 runs the conditional branch alone
+    rescale: float = 0.0  # share of the conditional output's spread that is given back, 0 to 1
+    interval: tuple[float, float] = (0.0, WIDEST)  # of noise over signal, sigma / alpha; w is 1 outside
+    threshold: float = 1.0  # share of the conditional x0 that may not be surpassed; 1: no limit
+
+    def acts(self, level: Level) -> bool:
+        """Whether there is any guidance at a level."""
+        low, high = self.interval
+        return self.scale > 1 and low <= level.ratio <= high
+
+
+def rescaled(out: Tensor, cond: Tensor, share: float) -> Tensor:
+    """out brought a share of the way to cond's standard deviation, per image (Lin et al. 2024, sec. 3.4)."""
+    axes = (1, 2, 3)
+    return out * (1 - share + share * cond.std(axes, keepdim=True) / out.std(axes, keepdim=True))
+
+
+def thresholded(x0: Tensor, cond: Tensor, share: float) -> Tensor:
+    """x0 cut off where it leaves what `share` of its values reach, and scaled to what they reach in cond.
+
+    Dynamic thresholding (Saharia et al. 2022, sec. 2.3), with the conditional x0 in place of [-1, 1], because
+    latents have no range of their own.
+    """
+    most, limit = (x.abs().flatten(1).quantile(share, dim=1).reshape(-1, 1, 1, 1) for x in (x0, cond))
+    most = torch.maximum(most, limit)
+    return x0.clamp(-most, most) * (limit / most)
 
 
 class Denoiser:
     """`denoise(x [b c h w], level)` -> x0 [b c h w], float32.
 
     cond, uncond  conditionings of b rows each; uncond is not used where guidance w <= 1.
+    guidance      w, or a Guidance.
     between       a conditioning on the way from uncond to cond, and its guidance w'.
     """
 
@@ -28,28 +68,52 @@ class Denoiser:
         prediction: Prediction,
         cond: Conditioning,
         uncond: Conditioning | None = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         between: tuple[Conditioning, float] | None = None,
     ):
         self.unet, self.prediction = unet, prediction
         self.dtype = unet.conv_in.weight.dtype
+        self.guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         chain, self.weights = [cond], []
-        if uncond is not None and guidance > 1:
-            chain, self.weights = [uncond, cond], [guidance]
+        if uncond is not None and self.guidance.scale > 1:
+            chain, self.weights = [uncond, cond], [self.guidance.scale]
             if between is not None:
-                chain, self.weights = [uncond, between[0], cond], [between[1], guidance]
-        self.heard = join(*chain).to(self.dtype)
+                chain, self.weights = [uncond, between[0], cond], [between[1], self.guidance.scale]
+        self.alone, self.heard = cond.to(self.dtype), join(*chain).to(self.dtype)
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
-        outs = self.network(x.repeat(len(self.weights) + 1, 1, 1, 1), level).chunk(len(self.weights) + 1)
-        out = outs[0]
+        if not self.weights or not self.guidance.acts(level):
+            return self.prediction.x0(x, self.network(x, level, self.alone), level)
+        count = len(self.weights) + 1
+        outs = self.network(x.repeat(count, 1, 1, 1), level, self.heard).chunk(count)
+        out, cond = outs[0], outs[-1]
         for weight, before, after in zip(self.weights, outs, outs[1:], strict=False):
             out = out + weight * (after - before)
-        return self.prediction.x0(x, out, level)
+        if self.guidance.rescale:
+            out = rescaled(out, cond, self.guidance.rescale)
+        x0 = self.prediction.x0(x, out, level)
+        if self.guidance.threshold < 1:
+            x0 = thresholded(x0, self.prediction.x0(x, cond, level), self.guidance.threshold)
+        return x0
 
-    def network(self, x: Tensor, level: Level) -> Tensor:
+    def network(self, x: Tensor, level: Level, heard: Conditioning) -> Tensor:
+        """What the UNet says of x, in float32."""
         t = torch.full((len(x),), level.t, dtype=torch.float32, device=x.device)
-        context, vector, beside, label = self.heard
+        context, vector, beside, label = heard
         x = x.to(self.dtype)
         x = x if beside is None else torch.cat([x, beside], dim=1)
         return self.unet(x, t, context, vector, label).float()
+
+
+def grouped(parts: Sequence[tuple[list[int], Denoise]]) -> Denoise:
+    """Denoisers of some rows of a batch each, as one of all."""
+    if len(parts) == 1:
+        return parts[0][1]
+
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        x0 = torch.empty_like(x)
+        for rows, part in parts:
+            x0[rows] = part(x[rows], level)
+        return x0
+
+    return denoise

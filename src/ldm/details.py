@@ -1,13 +1,15 @@
-"""What only some families are told in a call: sizes, scores, noise levels, and a part of the path."""
+"""What a call may say besides, or only some families are told: sizes, scores, how guidance is tempered."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ldm.checks import number, shown, whole
+from ldm.checks import number, one_of, shown, whole
+from ldm.clip.config import ClassConfig
 from ldm.errors import InputError
 from ldm.family import Family
 
 MOST_PIXELS = 100_000  # along a side of a picture that is only spoken of
+NOISES = ("torch", "philox")
 MOST_GUIDANCE = 1_000_000
 MOST_NOISE = 350  # the noisiest small picture that the x4 upscaler was trained with
 
@@ -23,6 +25,11 @@ class Details:
     negative_aesthetic_score: float = 2.5
     noise_level: int = 20  # x4 upscaler: of the noise on the small picture, 0 to 350
     image_guidance_scale: float = 1.5  # InstructPix2Pix: how much the picture to edit counts
+    guidance_rescale: float = 0.0  # how much of the spread that guidance adds is taken back, 0 to 1
+    guidance_interval: tuple[float, float] = (0.0, 1e6)  # of sigma / alpha; there is no guidance outside
+    dynamic_threshold: float = 1.0  # share of the values that may not be surpassed by guidance; 1: no limit
+    noise: str = "torch"  # who draws it: torch's generator on the CPU, or "philox", the one that CUDA has
+    prompt_weights: bool = False  # whether (red:1.3) is a word with a weight, or a text like any other
     denoising_start: float = 0.0  # the part of the path to follow
     denoising_end: float = 1.0
 
@@ -46,6 +53,11 @@ TAKES = {  # an argument, to whether a family takes it
     "negative_aesthetic_score": lambda family: family.vector == "score",
     "noise_level": lambda family: family.beside == "upscale",
     "image_guidance_scale": lambda family: family.beside == "edit",
+    "guidance_rescale": lambda family: bool(family.texts),
+    "guidance_interval": lambda family: bool(family.texts),
+    "dynamic_threshold": lambda family: bool(family.texts),
+    "prompt_weights": lambda family: any(not isinstance(text.config, ClassConfig) for text in family.texts),
+    "noise": lambda family: True,
     "denoising_start": lambda family: True,
     "denoising_end": lambda family: True,
 }
@@ -73,8 +85,21 @@ def _value(name: str, value: Any) -> Any:
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise InputError(f"{name} must be two whole numbers, for height and width, not {shown(value)}")
         return tuple(whole(name, item, MOST_PIXELS, least=0) for item in value)
+    if name == "prompt_weights":
+        if not isinstance(value, bool):
+            raise InputError(f"{name} must be True or False, not {shown(value)}")
+        return value
+    if name == "noise":
+        return one_of(name, value, NOISES)
+    if name == "guidance_interval":
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise InputError(f"{name} must be two numbers, low and high, not {shown(value)}")
+        low, high = (number(name, item, 0, MOST_GUIDANCE) for item in value)
+        if low > high:
+            raise InputError(f"{name} must be low and high, not {low} and {high}")
+        return low, high
     if name == "noise_level":
         return whole(name, value, MOST_NOISE, least=0)
-    if name.startswith("denoising"):
+    if name.startswith("denoising") or name in ("guidance_rescale", "dynamic_threshold"):
         return number(name, value, 0, 1)
     return number(name, value, -MOST_GUIDANCE, MOST_GUIDANCE)

@@ -133,12 +133,12 @@ def fitted(
     return np.array(upright if upright.size == size else upright.resize(size, how))
 
 
-def write(image: Image.Image, path: Path) -> None:
-    """Save a picture, completely or not at all. Raises InputError if it cannot be written."""
+def write(image: Image.Image, path: Path, **options: Any) -> None:
+    """Save a picture, options as PIL's, completely or not at all. Raises InputError if that fails."""
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         try:
-            image.save(temporary)
+            image.save(temporary, **options)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)

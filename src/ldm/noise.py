@@ -6,6 +6,7 @@ An image's noise depends on its own seed alone, so it is the same alone, in a ba
 from collections.abc import Sequence
 from functools import lru_cache
 from math import sqrt
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +33,12 @@ class Noise:
             for g in self.generators
         ]
         return torch.stack(rows).to(self.device)
+
+
+class Draws(Protocol):
+    """What Noise and Philox are: `noise()` -> fresh unit noise [b c h w]."""
+
+    def __call__(self, shape: tuple[int, int, int] | None = None) -> Tensor: ...
 
 
 class Brownian:

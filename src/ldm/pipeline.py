@@ -1,8 +1,7 @@
 """From a prompt to an image: condition, follow the path, decode."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,50 +9,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.adapters import Adapters
+from ldm.adapters import Adapted
 from ldm.checks import texts
-from ldm.conditioning import Conditioning, encode_classes, encode_text, tell
-from ldm.denoiser import Denoiser
+from ldm.conditioning import Conditioning, encode_classes, tell
+from ldm.denoiser import Denoiser, Guidance, grouped
 from ldm.details import NAMES, Details
 from ldm.image import to_numpy, to_pil, to_unit
 from ldm.model import Model
-from ldm.noise import Brownian, Noise
+from ldm.noise import Brownian, Draws, Noise
+from ldm.parameters import reused
+from ldm.parts import between, knowing, latent_mask, noised, paste, shorten
+from ldm.philox import Philox
 from ldm.pictures import Pictures, grown, starts_at_image
+from ldm.prompts import encode_weighted, most_chunks
 from ldm.request import Callback, Request, decodable, encodable, read, refuse_odd, start_latents
 from ldm.result import Result, merge
 from ldm.rows import hears_classes, some
 from ldm.schedulers import Sampler
 from ldm.schedulers.solvers import Denoise
+from ldm.schedulers.spacing import Path
 from ldm.sight import SEES, Sight
-from ldm.tasks import between, knowing, latent_mask, noised, paste, shorten
+from ldm.trajectory import Trajectory
 from ldm.walk import check_finite, run
 
 
-class Pipeline(Model):
+class Pipeline(Adapted):
     """A model and how to sample from it. May be called from several threads at once."""
-
-    @cached_property
-    def adapters(self) -> Adapters:
-        """The LoRAs on this model."""
-        return Adapters(self)
-
-    def load_lora(self, source: str | Path, weight: float = 1.0, name: str | None = None) -> str:
-        """Put the LoRA of a file on the networks, beside those that are there; returns its name.
-
-        source  kohya's or PEFT's .safetensors
-        weight  how much it counts; `adapters.weigh(name, weight)` changes that
-        name    by which it is called; None: the file's
-        Not while another thread samples. Raises CheckpointError naming keys that fit no weight; InputError.
-        """
-        return self.adapters.add(source, weight, name)
-
-    def unload_lora(self, name: str | None = None) -> None:
-        """Take a LoRA off, or all of them: the weights are again what they were, bit for bit."""
-        self.adapters.remove(name)
-
-    def merge_lora(self) -> None:
-        """Make all LoRAs part of the model for good; saving writes them either way."""
-        self.adapters.merge()
 
     @classmethod
     def of(cls, model: Model) -> "Pipeline":
@@ -81,33 +62,38 @@ class Pipeline(Model):
         check_finite([torch.isfinite(images).all()], "decoding")  # before clamping, which hides infinity
         return images.clamp(-1, 1)
 
-    def condition(self, prompts: Any, details: Details | None = None, negative: bool = False) -> Conditioning:
+    def condition(
+        self, prompts: Any, details: Details | None = None, negative: bool = False, chunks: int = 1
+    ) -> Conditioning:
         """What the UNet hears of prompts, texts or classes; each different one is encoded once.
 
         details   what the vector of SDXL tells; None: a whole picture of the family's size
         negative  whether it is told of what is not wanted: the negative score
+        chunks    how many at least a text is cut into or filled up to
         """
         if hears_classes(self.family):
             return Conditioning(encode_classes(self.text_encoders[0], some(self.family, "prompts", prompts)))
         prompts = texts("prompts", prompts)
         rows = list(dict.fromkeys(prompts))
-        context, pooled = encode_text(self.tokenizers, self.text_encoders, rows)
+        details = details or Details.of(self.family.size, self.family.size)
+        context, pooled = encode_weighted(
+            self.tokenizers, self.text_encoders, rows, details.prompt_weights, chunks
+        )
         order = [rows.index(prompt) for prompt in prompts]
         if pooled is None or not self.family.vector:
             return Conditioning(context[order])
-        details = details or Details.of(self.family.size, self.family.size)
         numbers = details.numbers(self.family.vector, negative)
         return Conditioning(context[order], tell(pooled[order], numbers, self.family))
 
-    def unconditional(self, request: Request, cond: Conditioning) -> Conditioning:
+    def unconditional(self, request: Request, cond: Conditioning, chunks: int = 1) -> Conditioning:
         """What the UNet hears of the negative prompts; where they miss, what the family has instead."""
         negatives, count = request.negatives, len(request.negatives)
         if None not in negatives:
-            return self.condition(negatives, request.details, negative=True)
+            return self.condition(negatives, request.details, negative=True, chunks=chunks)
         if (classes := hears_classes(self.family)) is not None:
             return self.condition([classes.empty] * count)
         if not self.family.blank or cond.context is None or cond.vector is None:
-            return self.condition([""] * count, request.details, negative=True)
+            return self.condition([""] * count, request.details, negative=True, chunks=chunks)
         pooled = torch.zeros_like(cond.vector[:, : self.family.texts[-1].pooled])
         numbers = request.details.numbers(self.family.vector)
         return Conditioning(torch.zeros_like(cond.context), tell(pooled, numbers, self.family))
@@ -133,12 +119,13 @@ class Pipeline(Model):
         output_type: str = "pil",
         callback: Callback | None = None,
         progress: bool = True,
+        record: bool = False,
         **details: Any,
     ) -> Result:
         """Images for prompts. None means the family's own default (`pipe.family`).
 
-        prompt, negative_prompt   str, or list of str; a class or list of them for models of classes; None for
-                                  those that hear none. A missing negative one is the family's own
+        prompt, negative_prompt   str of any length, or list of str; a class or list of them for models of
+                                  classes; None for those that hear none. A missing negative is the family's
         height, width             pixels, multiples of `family.unit`; at most 8192, 4096² together
         num_inference_steps       1 to 1000
         guidance_scale            w of eps_u + w (eps_c - eps_u); w <= 1 runs the conditional branch alone
@@ -153,7 +140,8 @@ class Pipeline(Model):
         depth_map                 array or tensor [H W] or [1 H W] of any range, for models that see depth
         output_type               "pil"; "np" [b H W 3] or "pt" [b 3 H W], float32 in [0, 1]; "latent"
         callback                  called with (step, level, x, x0) after every step
-        details                   what only some families take: the fields of `ldm.details.Details`
+        record                    whether result.trajectory keeps x, x0, eps and level of every step
+        details                   the fields of `ldm.details.Details`, of which some are only some families'
         Raises InputError naming the argument; NumericError, naming stage and step, for non-finite results.
         """
         given = Pictures(image, mask_image, depth_map)
@@ -167,15 +155,24 @@ class Pipeline(Model):
             output_type=output_type, details=known,
         )  # fmt: skip
         pictures = given.read(self.family, request.height, request.width).to(self.device)
-        steps, total = self.start(request, latents, pictures)
-        x = run(steps, total, callback, progress)
-        return self.finish(request, x, pictures)
+        x, moments = run(*self.start(request, latents, pictures), callback, progress, record)
+        result = self.finish(request, x, pictures)
+        return replace(result, trajectory=Trajectory(moments, self.decode)) if record else result
 
-    def start(self, request: Request, latents: Tensor | None, pictures: Pictures) -> tuple[Iterator, int]:
-        """The solver's steps, yielding (level, x, x0), and how many there are."""
+    def from_png(self, png: Any, **changes: Any) -> Result:
+        """The image that a PNG file tells the parameters of, again or with changes: arguments of a call.
+
+        Raises InputError as `ldm.parameters` and a call do, for another family's, and if image is missing.
+        """
+        return self(**reused(png, changes, self.family.name))
+
+    def start(
+        self, request: Request, latents: Tensor | None, pictures: Pictures
+    ) -> tuple[Tensor, Path, Iterator]:
+        """The first x, the path, and the solver's steps along it, yielding (x, x0)."""
         factor, family, details = self.family.vae.factor, self.family, request.details
         shape = (family.vae.latent_channels, request.height // factor, request.width // factor)
-        noise = Noise(request.seeds, shape, self.device)
+        noise = (Philox if details.noise == "philox" else Noise)(request.seeds, shape, self.device)
         path = request.sampler.path(family.schedule, request.steps, family.spacing, family.last)
         path = between(path, family.schedule, details.denoising_start, details.denoising_end)
         from_image = pictures.image is not None and starts_at_image(family)
@@ -192,26 +189,41 @@ class Pipeline(Model):
                 denoise = knowing(denoise, z, latent_mask(pictures.mask, factor))
         motion = Brownian(request.seeds, shape, *family.schedule.lams, self.device)
         steps = request.sampler.solve(denoise, x, path, motion if request.sampler.brownian else noise)
-        return zip(path[1:], steps, strict=True), len(path) - 1
+        return x, path, steps
 
-    def denoiser(self, request: Request, pictures: Pictures, noise: Noise) -> Denoiser:
-        """The function (x, level) -> x0 that solvers are handed."""
-        family, count = self.family, len(request.seeds)
-        cond = self.condition(request.prompts, request.details) if family.texts else Conditioning()
-        uncond = self.unconditional(request, cond) if request.guidance > 1 else None
-        seen, label = self.beside(request, pictures, noise), None
+    def denoiser(self, request: Request, pictures: Pictures, noise: Draws) -> Denoise:
+        """The function (x, level) -> x0 that solvers are handed; rows of as many chunks are one batch."""
+        seen = self.beside(request, pictures, noise)
+        groups: dict[int, list[int]] = {}
+        for i, said in enumerate(zip(request.prompts, request.negatives, strict=True)):
+            chunks = most_chunks(self.tokenizers, said, request.details.prompt_weights)
+            groups.setdefault(chunks, []).append(i)
+        parts = []
+        for chunks, rows in groups.items():  # apart, so that no image depends on the length of other prompts
+            parts.append(
+                (rows, self.guided(request.part(rows), None if seen is None else seen[rows], chunks))
+            )
+        return grouped(parts)
+
+    def guided(self, request: Request, seen: Tensor | None, chunks: int) -> Denoiser:
+        """The denoiser of prompts of one length."""
+        family, told, label, middle = self.family, request.details, None, None
+        cond = self.condition(request.prompts, told, chunks=chunks) if family.texts else Conditioning()
+        uncond = self.unconditional(request, cond, chunks) if request.guidance > 1 else None
         if family.unet.labels:
-            label = torch.full((count,), request.details.noise_level, device=self.device)
+            label = torch.full((len(request.seeds),), told.noise_level, device=self.device)
         cond = cond._replace(beside=seen, label=label)
-        middle = None
         if uncond is not None:
             uncond = uncond._replace(beside=seen, label=label)
             if family.beside == "edit" and seen is not None:
-                middle = uncond, request.details.image_guidance_scale
+                middle = uncond, told.image_guidance_scale
                 uncond = uncond._replace(beside=torch.zeros_like(seen))
-        return Denoiser(self.unet, family.prediction, cond, uncond, request.guidance, middle)
+        guidance = Guidance(
+            request.guidance, told.guidance_rescale, told.guidance_interval, told.dynamic_threshold
+        )
+        return Denoiser(self.unet, family.prediction, cond, uncond, guidance, middle)
 
-    def beside(self, request: Request, pictures: Pictures, noise: Noise) -> Tensor | None:
+    def beside(self, request: Request, pictures: Pictures, noise: Draws) -> Tensor | None:
         """What the UNet sees beside the latent, for each image. [b c h w]"""
         family, factor = self.family, self.family.vae.factor
         if not family.beside:
@@ -223,7 +235,7 @@ class Pipeline(Model):
 
     def finish(self, request: Request, x: Tensor, pictures: Pictures) -> Result:
         """Decode the last latent into what the request asked for."""
-        parameters = request.parameters(self.family)
+        said = request.parameters(self.family, pictures.image is not None)
         images: Any = None
         if request.output != "latent":
             images = self.decode(x)
@@ -231,5 +243,5 @@ class Pipeline(Model):
                 images = paste(images, pictures.image, pictures.mask)
             images = to_unit(images)
             images = images if request.output == "pt" else to_numpy(images)
-            images = to_pil(images, parameters) if request.output == "pil" else images
-        return Result(images, x, request.seeds, merge(parameters))
+            images = to_pil(images, said) if request.output == "pil" else images
+        return Result(images, x, request.seeds, merge(said))

@@ -1,7 +1,7 @@
 """The door of the pipeline: arguments are checked here, at once and by name, and trusted further inside."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,6 +15,7 @@ from ldm.family import Family
 from ldm.pictures import Pictures
 from ldm.rows import Prompt, check_guidance, per_prompt, seeds, some
 from ldm.schedulers import Sampler, sampler
+from ldm.schedulers.spacing import name_of
 
 MOST_PIXELS = 4096 * 4096
 MOST_SIDE = 8192  # pixels
@@ -23,7 +24,7 @@ OUTPUTS = ("pil", "np", "pt", "latent")
 KEYWORDS = (
     "prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale",
     "num_images_per_prompt", "seed", "sampler", "latents", "image", "mask_image", "strength",
-    "output_type", "callback", "progress", "depth_map", *NAMES,
+    "output_type", "callback", "progress", "record", "depth_map", *NAMES,
 )  # fmt: skip
 
 
@@ -46,19 +47,26 @@ class Request:
     output: str
     details: Details
 
+    def part(self, rows: Sequence[int]) -> "Request":
+        """The same of some of the images."""
+        prompts, negatives = ([own[i] for i in rows] for own in (self.prompts, self.negatives))
+        return replace(self, prompts=prompts, negatives=negatives, seeds=[self.seeds[i] for i in rows])
+
     @property
     def told(self) -> list[str]:
         """The details that are not the default."""
         plain = Details.of(self.height, self.width)
         return [name for name in NAMES if getattr(self.details, name) != getattr(plain, name)]
 
-    def parameters(self, family: Family) -> list[dict[str, Any]]:
-        """What each image was made with, as plain data."""
+    def parameters(self, family: Family, drawn_from: bool = False) -> list[dict[str, Any]]:
+        """What each image was made with, as plain data; drawn_from: whether from a picture."""
         common = {
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "sampler": self.sampler.name,
             "eta": self.sampler.eta,
+            **({"spacing": name_of(self.sampler.spacing)} if self.sampler.spacing else {}),
+            **({"strength": self.strength} if drawn_from else {}),
             "width": self.width,
             "height": self.height,
             "family": family.name,

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.image import grid, to_numpy, to_pil
+from ldm.trajectory import Trajectory
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +20,14 @@ class Result(Sequence[Any]):
     latents     [b c h w], scaled, as the solver left them
     seeds       one int per image
     parameters  what the call was made with: common values, and lists of one prompt and seed per image
+    trajectory  every step of the way, where `record=True` asked for it
     """
 
     images: Any  # which of these a call asked for, no type checker can know
     latents: Tensor
     seeds: list[int]
     parameters: dict[str, Any]
+    trajectory: Trajectory | None = None
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.family import Family
-from ldm.noise import Noise
+from ldm.noise import Draws
 from ldm.schedulers import Level
 
 
@@ -21,7 +21,7 @@ class Sight(NamedTuple):
     size: tuple[int, int]  # of the latent
     family: Family
     encode: Callable[[Tensor], Tensor]  # images to latents
-    noise: Noise
+    noise: Draws
     level: Level  # of the noise on a small picture
 
     @property

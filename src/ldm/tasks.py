@@ -1,66 +1,135 @@
-"""What can be done besides text to image: start elsewhere on the path, know a part of x0."""
+"""What else can be done with a pipeline: walk back from an image, edit it, go from one image to another."""
 
-import torch.nn.functional as F
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
 
+from ldm.checks import whole
 from ldm.errors import InputError
-from ldm.schedulers import Schedule
-from ldm.schedulers.solvers import Denoise
-from ldm.schedulers.spacing import Path
+from ldm.noise import Noise
+from ldm.pictures import Pictures
+from ldm.pipeline import Pipeline
+from ldm.request import Request, read
+from ldm.result import Result
+from ldm.schedulers import Sampler, solvers
+
+DDIM = "ddim"
 
 
-def shorten(path: Path, strength: float) -> Path:
-    """The part of a path that image to image follows: its last `int(steps * strength)` steps.
+class Inverted(NamedTuple):
+    """The noise that an image comes from, and how well it does."""
 
-    Raises InputError where that is no step at all.
+    latents: Tensor  # [1 c h w], for `pipe(prompt, latents=…, sampler=…)`
+    sampler: Sampler  # DDIM on the path that was walked back
+    misses: list[float]  # relative, of each step, from image to noise
+
+
+@torch.no_grad()
+def invert(
+    pipe: Pipeline,
+    image: Any,
+    prompt: Any = None,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int | None = None,
+    rounds: int = 30,
+    tolerance: float = 1e-5,
+) -> Inverted:
+    """The noise from which DDIM, without guidance, draws an image again (see `solvers.inverse`).
+
+    image   as `pipe` takes it
+    prompt  what the image shows; None: nothing is said
+    rounds  at most so many calls of the network a step; 1 is the usual inversion, which misses
+    Raises InputError as `pipe` does, and for models that see more than a latent.
     """
-    steps = len(path) - 1
-    run = int(steps * strength)
-    if run < 1:
-        raise InputError(f"strength {strength} of {steps} steps is less than one step; raise either")
-    return path[steps - run :]
+    family = pipe.family
+    if family.beside or family.unet.labels:
+        raise InputError(f"{family.name} sees more than a latent, and is not inverted; use an ordinary model")
+    if prompt is None and family.texts:
+        prompt = ""
+    request = asked(pipe, prompt, height, width, num_inference_steps)
+    pictures = Pictures(image).read(family, request.height, request.width).to(pipe.device)
+    if pictures.image is None:
+        raise InputError("image is missing; give the picture to invert")
+    schedule = family.schedule
+    path = request.sampler.path(schedule, request.steps, family.spacing, schedule.at(0))
+    denoise = pipe.denoiser(request, Pictures(), Noise(request.seeds, (1, 1, 1)))
+    rounds = whole("rounds", rounds, 1000)
+    walk = list(
+        solvers.invert(denoise, pipe.encode(pictures.image), path, rounds=rounds, tolerance=tolerance)
+    )
+    same = replace(request.sampler, spacing=lambda *_: path, steps=len(path) - 1)
+    return Inverted(walk[-1][0], same, [miss for _, miss in walk])
 
 
-def between(path: Path, schedule: Schedule, start: float, end: float) -> Path:
-    """The part of a path from one share of the training steps to another, for models that share a path.
+def asked(pipe: Pipeline, prompt: Any, height: int | None, width: int | None, steps: int | None) -> Request:
+    """A request for one image by DDIM without guidance."""
+    return read(
+        pipe.family, prompt, None, height=height, width=width, num_inference_steps=steps, guidance_scale=1.0,
+        num_images_per_prompt=1, seed=0, chosen=DDIM, strength=None, output_type="pil", details={},
+    )  # fmt: skip
 
-    The first share is the noisiest. Two parts that meet, of 0 to 0.8 and of 0.8 to 1, are the whole path.
+
+def edit(
+    pipe: Pipeline, image: Any, prompt: Any, new_prompt: Any, *, rounds: int = 30, **options: Any
+) -> Result:
+    """An image with another prompt on the noise that it comes from: what both say alike stays.
+
+    prompt      what the image shows
+    new_prompt  what it is to show
+    options     as of `pipe`; guidance_scale: 1 keeps most of the image, more shows more of the new prompt
+    Raises InputError as `pipe` does.
     """
-    low, high = (round(schedule.steps * (1 - share)) for share in (end, start))
-    *levels, _ = path
-    first = sum(level.t >= high for level in levels) if start > 0 else 0
-    last = sum(level.t >= low for level in levels) if end < 1 else len(levels)
-    if last <= first:
+    found = invert(
+        pipe, image, prompt, height=options.get("height"), width=options.get("width"),
+        num_inference_steps=options.get("num_inference_steps"), rounds=rounds,
+    )  # fmt: skip
+    options = {"guidance_scale": 1.0} | options | {"num_inference_steps": None}
+    return pipe(new_prompt, latents=found.latents, sampler=found.sampler, **options)
+
+
+def interpolate(
+    pipe: Pipeline, prompt: Any, seeds: tuple[int, int], frames: int = 16, **options: Any
+) -> Result:
+    """A sequence of images from one seed's to another's, on the great circle between their noises.
+
+    The first and the last are what `pipe(prompt, seed=…)` draws; `ldm.animate` makes a moving picture.
+    frames   how many, 2 to 1024
+    options  as of `pipe`
+    Raises InputError as `pipe` does, and for samplers that draw fresh noise, which has no way between.
+    """
+    frames = whole("frames", frames, 1024, least=2)
+    if not isinstance(seeds, (tuple, list)) or len(seeds) != 2:
+        raise InputError("seeds must be two whole numbers, of the first and the last image")
+    if not isinstance(prompt, str):
+        raise InputError("prompt must be one str")
+    request = read(
+        pipe.family, prompt, None, height=options.get("height"), width=options.get("width"),
+        num_inference_steps=options.get("num_inference_steps"), guidance_scale=None, num_images_per_prompt=1,
+        seed=0, chosen=options.get("sampler"), strength=None, output_type="pil", details={},
+    )  # fmt: skip
+    if request.sampler.eta or request.sampler.name == "lcm":
         raise InputError(
-            f"denoising_start {start} to denoising_end {end} has no step of {len(levels)}; "
-            "raise num_inference_steps"
+            f"{request.sampler.name} draws fresh noise; take ddim, euler or another that does not"
         )
-    return path[first : last + 1]
+    factor = pipe.family.vae.factor
+    shape = (pipe.family.vae.latent_channels, request.height // factor, request.width // factor)
+    a, b = Noise([whole("seeds", seed, 2**63 - 1, least=0) for seed in seeds], shape)()
+    shares = torch.linspace(0, 1, frames, device="cpu").tolist()
+    latents = torch.stack([slerp(a, b, share) for share in shares])
+    return pipe([prompt] * frames, latents=latents, **options)
 
 
-def noised(z: Tensor, eps: Tensor, path: Path) -> Tensor:
-    """Where image to image starts (Meng et al. 2022): x = alpha z + sigma eps at the path's first level."""
-    first, *_ = path
-    return first.alpha * z + first.sigma * eps
-
-
-def knowing(denoise: Denoise, z: Tensor, mask: Tensor) -> Denoise:
-    """Inpainting with an ordinary model: outside the mask the clean latent is not guessed but known.
-
-    Every solver then carries the known region along alpha z + sigma eps by itself and ends on z
-    (Lugmayr et al. 2022, eq. 8, said of x0).
-
-    z     [b c h w] the known latent
-    mask  [1 1 h w], 1 where to repaint
-    """
-    return lambda x, level: z.lerp(denoise(x, level), mask)
-
-
-def latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """[1 1 H W] -> [1 1 h w]: a latent pixel is repainted if any of its pixels is."""
-    return F.max_pool2d(mask, factor)
-
-
-def paste(images: Tensor, original: Tensor, mask: Tensor) -> Tensor:
-    """The original pixels wherever the mask is 0; all in [-1, 1], mask [1 1 H W]."""
-    return original.lerp(images, mask)
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """The point at a share of the way from a to b on the great circle (Shoemake 1985); lengths go along."""
+    if share in (0, 1):
+        return b if share else a
+    long_a, long_b = a.norm(), b.norm()
+    angle = torch.arccos(((a / long_a) * (b / long_b)).sum().clamp(-1, 1))
+    if angle.sin() < 1e-4:
+        return torch.lerp(a, b, share)
+    way = torch.sin((1 - share) * angle) * a / long_a + torch.sin(share * angle) * b / long_b
+    return way / angle.sin() * torch.lerp(long_a, long_b, share)

@@ -1,28 +1,50 @@
 """Walking a solver's steps to the last one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ldm.errors import NumericError
 from ldm.request import Callback
+from ldm.schedulers import Level
 
 
-def run(steps: Iterator, total: int, callback: Callback | None, progress: bool) -> Tensor:
-    """Walk the steps to the last latent, telling the callback and one progress bar."""
+class Moment(NamedTuple):
+    """One step of a solver; all tensors [b c h w] on the CPU."""
+
+    level: Level  # where the network was asked
+    x: Tensor  # what it was shown
+    x0: Tensor  # what it took for the clean latent
+    eps: Tensor  # and for the noise: (x - alpha x0) / sigma
+
+
+def run(
+    start: Tensor,
+    path: Sequence[Level],
+    steps: Iterator,
+    callback: Callback | None,
+    progress: bool,
+    record: bool,
+) -> tuple[Tensor, list[Moment]]:
+    """Walk the steps to the last latent, telling the callback and one bar, and record them if asked."""
     if progress:
         from tqdm.auto import tqdm
 
-        steps = tqdm(steps, total=total, desc="sampling")
-    finite = []
-    x = torch.empty(0, device="cpu")
-    for i, (level, (x, x0)) in enumerate(steps):
+        steps = tqdm(steps, total=len(path) - 1, desc="sampling")
+    finite, moments, x = [], [], start
+    for i, ((now, nxt), (after, x0)) in enumerate(zip(pairwise(path), steps, strict=True)):
+        if record:
+            eps = (x - now.alpha * x0) / now.sigma
+            moments.append(Moment(now, *(tensor.detach().cpu().clone() for tensor in (x, x0, eps))))
+        x = after
         finite.append(torch.isfinite(x).all())  # read after the loop: a look inside would halt a GPU
         if callback is not None:
-            callback(i, level, x, x0)
+            callback(i, nxt, x, x0)
     check_finite(finite, "sampling")
-    return x
+    return x, moments
 
 
 def check_finite(finite: list[Tensor], stage: str) -> None:

@@ -15,7 +15,7 @@ from diffusers import (
 
 import ldm
 from ldm.noise import Noise
-from ldm.tasks import noised, shorten
+from ldm.parts import noised, shorten
 from tests.reference.peers import peer_pipeline, seeds
 from tests.tiny import error, read_all, same, unit_noise
 

@@ -1,8 +1,8 @@
 """The published figures of diffusers' scheduler tests for the solvers of higher order.
 
-Where the published loop scales the sample before each call and goes on with that (Heun, LMS, DPM2), the figure
-of the same loop without this quirk is taken, as measured with diffusers. Not taken: S027, LMS begun at the
-eighth step, where diffusers weighs one slope as if it were the first of four.
+Where the published loop scales the sample before each call and goes on with that (Heun, LMS, DPM2), the
+figure of the same loop without this quirk is taken, as measured with diffusers. S027 is left out: it begins
+LMS at the eighth step, where diffusers weighs one slope as if it were the first of four.
 """
 
 import json

@@ -188,6 +188,11 @@ SPACINGS: dict[str, Spacing] = {
 }
 
 
+def name_of(spacing: Spacing) -> str:
+    """Its name; "custom" for one that has none."""
+    return next((name for name, known in SPACINGS.items() if known is spacing), "custom")
+
+
 def along(schedule: Schedule, times: Iterable[float], end: Level) -> Path:
     """The levels at the given times, then the end."""
     return Path((*(schedule.at(float(t)) for t in times), end), schedule)

@@ -1,0 +1,98 @@
+"""Walking back from images, editing them, and going from one to another: on random and on trained weights."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import ldm
+from ldm.errors import InputError
+from ldm.tasks import slerp
+from tests.tiny import error, unit_noise
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return ldm.load()
+
+
+def psnr(a, b):
+    return float(-10 * np.log10(np.mean((np.asarray(a) / 255.0 - np.asarray(b) / 255.0) ** 2)))
+
+
+@pytest.mark.parametrize("prompt", ["a large red circle on a navy background", "two small green stars"])
+def test_an_inverted_image_is_drawn_again(trained, prompt):
+    image = trained(prompt, seed=5, **QUIET)[0]
+    found = ldm.invert(trained, image, prompt)
+    again = trained(prompt, latents=found.latents, guidance_scale=1, sampler=found.sampler, **QUIET)
+    z = trained.encode(torch.tensor(np.asarray(image)).permute(2, 0, 1)[None] / 127.5 - 1)
+    assert max(found.misses) < 1e-2 and error(again.latents, z) < 2e-2 and psnr(again[0], image) > 35
+    usual = ldm.invert(trained, image, prompt, rounds=1)
+    back = trained(prompt, latents=usual.latents, guidance_scale=1, sampler=usual.sampler, **QUIET)
+    assert error(back.latents, z) > 3 * error(again.latents, z)
+    assert psnr(again[0], image) > psnr(back[0], image)
+    assert 0.7 < float(found.latents.std()) < 1.3
+
+
+def test_an_edit_keeps_what_both_prompts_say(trained):
+    old, new = "a large red circle on a beige background", "a large blue circle on a beige background"
+    image = trained(old, seed=2, **QUIET)[0]
+    edited = ldm.edit(trained, image, old, new, guidance_scale=3, **QUIET)[0]
+    other = trained(new, seed=7, **QUIET)[0]
+    ground = lambda picture: np.asarray(picture)[:6, :6].astype(float)  # noqa: E731
+    assert np.abs(ground(edited) - ground(image)).mean() < 12
+    assert psnr(edited.convert("L"), image.convert("L")) > psnr(other.convert("L"), image.convert("L"))
+    middle = np.asarray(edited, float).reshape(-1, 3)
+    blue = (middle[:, 2] > middle[:, 0] + 60).mean()
+    assert blue > 0.05  # of all pixels: the circle is blue now
+
+
+def test_interpolation_begins_and_ends_at_the_plain_images(pipe):
+    options = {"num_inference_steps": 3, "output_type": "latent", **QUIET}
+    way = ldm.interpolate(pipe, "a cat", (3, 8), 5, **options).latents
+    assert way.shape[0] == 5
+    for i, seed in ((0, 3), (4, 8)):
+        assert error(way[i : i + 1], pipe("a cat", seed=seed, **options).latents) <= 1e-5
+    steps = [error(a, b) for a, b in pairwise(way)]
+    assert min(steps) > 0 and error(way[0], way[4]) > max(steps)  # it goes, and not in circles
+
+
+def test_between_two_noises_there_is_noise():
+    a, b = unit_noise(0, 4, 64, 64), unit_noise(1, 4, 64, 64)
+    for share in (0.25, 0.5, 0.75):
+        assert float(slerp(a, b, share).std()) == pytest.approx(1, abs=0.02)
+    assert torch.equal(slerp(a, b, 0), a) and torch.equal(slerp(a, b, 1), b)
+    assert error(slerp(a, a, 0.3), a) <= 1e-6
+    assert error(slerp(a, b, 0.3), slerp(b, a, 0.7)) <= 1e-6
+
+
+def test_images_from_philox_noise_are_others_and_the_same_alone(pipe):
+    options = {"num_inference_steps": 3, "output_type": "latent", "sampler": "ddpm", **QUIET}
+    both = pipe("a cat", seed=3, num_images_per_prompt=2, noise="philox", **options)
+    assert error(both.latents[1:], pipe("a cat", seed=4, noise="philox", **options).latents) <= 1e-5
+    assert error(both.latents[:1], pipe("a cat", seed=3, **options).latents) > 0.1
+    assert both.parameters["noise"] == "philox"
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda p: ldm.invert(p, None), "image"),
+        (lambda p: ldm.invert(p, "cat.png"), "image"),
+        (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), rounds=0), "rounds"),
+        (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), num_inference_steps=0), "num_inference_steps"),
+        (lambda p: ldm.edit(p, np.zeros((16, 16, 3)), "a", 3), "prompt"),
+        (lambda p: ldm.interpolate(p, "a", (1, 2), 1), "frames"),
+        (lambda p: ldm.interpolate(p, "a", (1,), 4), "seeds"),
+        (lambda p: ldm.interpolate(p, "a", (1, "b"), 4), "seed"),
+        (lambda p: ldm.interpolate(p, ["a"], (1, 2), 4), "prompt"),
+        (lambda p: ldm.interpolate(p, "a", (1, 2), 4, sampler="ddpm"), "fresh noise"),
+        (lambda p: p("a", noise="cuda"), "noise must be one of torch, philox"),
+    ],
+)
+def test_wrong_ways_are_refused(pipe, call, word):
+    with pytest.raises(InputError, match=word):
+        call(pipe)
