@@ -63,6 +63,12 @@ def test_outside_its_interval_there_is_no_guidance(parts):
     assert torch.equal(see(Guidance(7.5, interval=(ratio, ratio))), see(7.5))
 
 
+def test_where_no_signal_is_left_there_is_guidance_too():
+    nothing = ldm.Level(999, 0.0, 1.0)
+    assert Guidance(7.5).acts(nothing) and not Guidance(1.0).acts(nothing)
+    assert not Guidance(7.5, interval=(0, 5)).acts(nothing)
+
+
 def test_thresholding_cuts_what_guidance_adds(parts):
     see, _ = parts
     cond, full = see(1.0), see(9.0)

@@ -20,7 +20,7 @@ from ldm.schedulers import Level, Prediction
 from ldm.schedulers.solvers import Denoise
 from ldm.unet import UNet
 
-WIDEST = 1e6  # noise over signal, beyond every level
+WIDEST = 1e6  # noise over signal; where no signal is left, it counts as so much
 
 
 class Guidance(NamedTuple):
@@ -34,7 +34,7 @@ class Guidance(NamedTuple):
     def acts(self, level: Level) -> bool:
         """Whether there is any guidance at a level."""
         low, high = self.interval
-        return self.scale > 1 and low <= level.ratio <= high
+        return self.scale > 1 and low <= min(level.ratio, WIDEST) <= high
 
 
 def rescaled(out: Tensor, cond: Tensor, share: float) -> Tensor:

@@ -20,10 +20,12 @@ from loop import Plan, weights
 from muon import Muon, polar
 from patches import Projection, principal, project, to_patches
 from reading import QUESTIONS, answers
+from repaint import cases, score
 from stages import LENGTH, Recipe, start_vae, to_tensor
 from train import painter_file, run_recipe, trained
 from world import COLOURS, HELD_OUT, KINDS, SIDE, Scene, Shape, draw, sample_scene, training_scenes
 
+import ldm
 from ldm.clip import Tokenizer
 from ldm.clip.tokenizer import vocabulary
 from ldm.unet import UNetConfig
@@ -259,3 +261,17 @@ class StopAt(Plan):
         if step == self.stop:
             raise KeyboardInterrupt
         return super().rate(step, seconds)
+
+
+def test_cases_of_repainting_ask_for_what_is_not_there_and_hide_one_shape():
+    for picture, mask, prompt in cases(20):
+        assert not judge(picture, prompt).right and 0.1 < mask.mean() < 0.9
+        ground = picture[0, 0]
+        for half in (mask, ~mask):
+            assert (np.abs(picture.astype(int) - ground).sum(-1)[half] > 60).sum() > 10  # a shape in each
+
+
+@pytest.mark.slow
+def test_half_a_scene_is_repainted_and_the_other_half_keeps_every_byte():
+    found = score(ldm.load(), 30)
+    assert found["kept"] == 100 and found["right"] >= 80
