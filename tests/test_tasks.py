@@ -60,6 +60,13 @@ def test_interpolation_begins_and_ends_at_the_plain_images(pipe):
     assert min(steps) > 0 and error(way[0], way[4]) > max(steps)  # it goes, and not in circles
 
 
+def test_interpolation_takes_ddim_where_the_familys_sampler_draws_fresh_noise(trained):
+    assert ldm.sampler(trained.family.sampler).eta
+    way = ldm.interpolate(trained, "a large green heart on a navy background", (1, 2), 3, **QUIET)
+    plain = trained("a large green heart on a navy background", seed=2, sampler="ddim", **QUIET)
+    assert error(way.latents[2:], plain.latents) <= 1e-4 and way.parameters["sampler"] == "ddim"
+
+
 def test_between_two_noises_there_is_noise():
     a, b = unit_noise(0, 4, 64, 64), unit_noise(1, 4, 64, 64)
     for share in (0.25, 0.5, 0.75):
@@ -85,6 +92,8 @@ def test_images_from_philox_noise_are_others_and_the_same_alone(pipe):
         (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), rounds=0), "rounds"),
         (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), num_inference_steps=0), "num_inference_steps"),
         (lambda p: ldm.edit(p, np.zeros((16, 16, 3)), "a", 3), "prompt"),
+        (lambda p: ldm.edit(p, np.zeros((16, 16, 3)), "a", "b", sampler="euler"), "sampler"),
+        (lambda p: ldm.interpolate(p, "a", (1, 2), 4, seed=3), "seed"),
         (lambda p: ldm.interpolate(p, "a", (1, 2), 1), "frames"),
         (lambda p: ldm.interpolate(p, "a", (1,), 4), "seeds"),
         (lambda p: ldm.interpolate(p, "a", (1, "b"), 4), "seed"),

@@ -13,7 +13,7 @@ from ldm.pictures import Pictures
 from ldm.pipeline import Pipeline
 from ldm.request import Request, read
 from ldm.result import Result
-from ldm.schedulers import Sampler, solvers
+from ldm.schedulers import Sampler, sampler, solvers
 
 DDIM = "ddim"
 
@@ -83,6 +83,7 @@ def edit(
     options     as of `pipe`; guidance_scale: 1 keeps most of the image, more shows more of the new prompt
     Raises InputError as `pipe` does.
     """
+    refuse(options, "sampler", "latents", "image", "mask_image", "num_images_per_prompt")
     found = invert(
         pipe, image, prompt, height=options.get("height"), width=options.get("width"),
         num_inference_steps=options.get("num_inference_steps"), rounds=rounds,
@@ -96,16 +97,20 @@ def interpolate(
 ) -> Result:
     """A sequence of images from one seed's to another's, on the great circle between their noises.
 
-    The first and the last are what `pipe(prompt, seed=…)` draws; `ldm.animate` makes a moving picture.
+    The first and the last are what `pipe(prompt, seed=…)` draws; `ldm.animate` makes a moving picture. Where
+    the family's sampler draws fresh noise at every step, and no other is given, all are drawn by ddim.
     frames   how many, 2 to 1024
     options  as of `pipe`
     Raises InputError as `pipe` does, and for samplers that draw fresh noise, which has no way between.
     """
+    refuse(options, "seed", "latents", "image", "mask_image", "num_images_per_prompt")
     frames = whole("frames", frames, 1024, least=2)
     if not isinstance(seeds, (tuple, list)) or len(seeds) != 2:
         raise InputError("seeds must be two whole numbers, of the first and the last image")
     if not isinstance(prompt, str):
         raise InputError("prompt must be one str")
+    if options.get("sampler") is None and sampler(pipe.family.sampler).eta:
+        options["sampler"] = DDIM
     request = read(
         pipe.family, prompt, None, height=options.get("height"), width=options.get("width"),
         num_inference_steps=options.get("num_inference_steps"), guidance_scale=None, num_images_per_prompt=1,
@@ -121,6 +126,13 @@ def interpolate(
     shares = torch.linspace(0, 1, frames, device="cpu").tolist()
     latents = torch.stack([slerp(a, b, share) for share in shares])
     return pipe([prompt] * frames, latents=latents, **options)
+
+
+def refuse(options: dict[str, Any], *names: str) -> None:
+    """Raises InputError for options that a task decides itself."""
+    for name in names:
+        if name in options:
+            raise InputError(f"{name} is decided by the task itself; leave it out")
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
