@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ldm
 from ldm.clip import Tokenizer, WordPiece
-from ldm.conditioning import encode_text
+from ldm.conditioning import encode_ids
 from ldm.errors import CheckpointError, InputError
 from ldm.prompts import BREAK, chunks, emphasised, encode_weighted, tokens, weighted
 from tests import reduced, tiny
@@ -197,6 +197,15 @@ def test_without_weights_a_text_is_itself(text):
 @pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl", "ldm-text2img"])
 def model(request):
     return reduced.make(request.param)
+
+
+def encode_text(tokenizers, encoders, prompts):
+    """What the encoders make of prompts that fit, side by side; the last one's pooled text."""
+    found = [
+        encode_ids(tokenizer(prompts), encoder)
+        for tokenizer, encoder in zip(tokenizers, encoders, strict=True)
+    ]
+    return torch.cat([states for states, _ in found], dim=-1), found[-1][1]
 
 
 def both(model, prompts, **options):

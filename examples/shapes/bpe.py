@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from ldm.clip.tokenizer import END, START, byte_characters, merged, vocabulary
+from ldm.clip.pairs import merged
+from ldm.clip.tokenizer import END, START, byte_characters, vocabulary
 
 Pair = tuple[str, str]
 

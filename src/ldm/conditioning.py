@@ -26,27 +26,20 @@ class Conditioning(NamedTuple):
         return Conditioning(context, vector, beside, self.label)
 
 
-def encode_text(
-    tokenizers: Sequence[Any], encoders: Sequence[Any], prompts: Sequence[str]
-) -> tuple[Tensor, Tensor | None]:
-    """The hidden states of prompts, [b m c'], of several encoders side by side; the last one's pooled text.
+def encode_ids(ids: Tensor, encoder: Any) -> tuple[Tensor, Tensor | None]:
+    """The hidden states [b m c'] of ids [b m], and the pooled text [b c''] where the encoder has one.
 
-    Raises CheckpointError if a tokenizer knows more tokens than its encoder.
+    Raises CheckpointError for ids that the encoder does not know.
     """
-    hidden, pooled = [], None
-    for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
-        ids = tokenizer(prompts)
-        if (top := int(ids.max())) >= encoder.config.vocab:
-            raise CheckpointError(
-                f"the tokenizer gives id {top}, but the text encoder knows {encoder.config.vocab} tokens; "
-                "they belong to different models"
-            )
-        ids = ids.to(encoder.tokens.weight.device)
-        states = encoder(ids)
-        if isinstance(encoder, TextEncoder) and encoder.config.projection:
-            states, pooled = encoder.pooled(ids)
-        hidden.append(states)
-    return torch.cat(hidden, dim=-1), pooled
+    if (top := int(ids.max())) >= encoder.config.vocab:
+        raise CheckpointError(
+            f"the tokenizer gives id {top}, but the text encoder knows {encoder.config.vocab} tokens; "
+            "they belong to different models"
+        )
+    ids = ids.to(encoder.tokens.weight.device)
+    if isinstance(encoder, TextEncoder) and encoder.config.projection:
+        return encoder.pooled(ids)
+    return encoder(ids), None
 
 
 def encode_classes(embedder: ClassEmbedder, classes: Sequence[Any]) -> Tensor:

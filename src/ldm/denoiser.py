@@ -10,6 +10,7 @@ Latents are float32 on the solver's side and of the network's dtype on the other
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -20,21 +21,19 @@ from ldm.schedulers import Level, Prediction
 from ldm.schedulers.solvers import Denoise
 from ldm.unet import UNet
 
-WIDEST = 1e6  # noise over signal; where no signal is left, it counts as so much
-
 
 class Guidance(NamedTuple):
     """How far to go from uncond to cond, and how to temper it."""
 
     scale: float = 1.0  # w; at most 1 runs the conditional branch alone
     rescale: float = 0.0  # share of the conditional output's spread that is given back, 0 to 1
-    interval: tuple[float, float] = (0.0, WIDEST)  # of noise over signal, sigma / alpha; w is 1 outside
+    interval: tuple[float, float] = (0.0, inf)  # of noise over signal, sigma / alpha; w is 1 outside
     threshold: float = 1.0  # share of the conditional x0 that may not be surpassed; 1: no limit
 
     def acts(self, level: Level) -> bool:
         """Whether there is any guidance at a level."""
         low, high = self.interval
-        return self.scale > 1 and low <= min(level.ratio, WIDEST) <= high
+        return self.scale > 1 and low <= level.ratio <= high
 
 
 def rescaled(out: Tensor, cond: Tensor, share: float) -> Tensor:
@@ -79,7 +78,8 @@ class Denoiser:
             chain, self.weights = [uncond, cond], [self.guidance.scale]
             if between is not None:
                 chain, self.weights = [uncond, between[0], cond], [between[1], self.guidance.scale]
-        self.alone, self.heard = cond.to(self.dtype), join(*chain).to(self.dtype)
+        self.alone = cond.to(self.dtype)
+        self.heard = join(*chain).to(self.dtype) if self.weights else self.alone
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         if not self.weights or not self.guidance.acts(level):

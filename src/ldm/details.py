@@ -1,6 +1,8 @@
 """What a call may say besides, or only some families are told: sizes, scores, how guidance is tempered."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import Any
 
 from ldm.checks import number, one_of, shown, whole
@@ -26,7 +28,7 @@ class Details:
     noise_level: int = 20  # x4 upscaler: of the noise on the small picture, 0 to 350
     image_guidance_scale: float = 1.5  # InstructPix2Pix: how much the picture to edit counts
     guidance_rescale: float = 0.0  # how much of the spread that guidance adds is taken back, 0 to 1
-    guidance_interval: tuple[float, float] = (0.0, 1e6)  # of sigma / alpha; there is no guidance outside
+    guidance_interval: tuple[float, float] = (0.0, inf)  # of sigma / alpha; there is no guidance outside
     dynamic_threshold: float = 1.0  # share of the values that may not be surpassed by guidance; 1: no limit
     noise: str = "torch"  # who draws it: torch's generator on the CPU, or "philox", the one that CUDA has
     prompt_weights: bool = False  # whether (red:1.3) is a word with a weight, or a text like any other
@@ -71,7 +73,7 @@ def read_details(family: Family, height: int, width: int, given: dict[str, Any])
         if not TAKES[name](family):
             raise InputError(f"{family.name} does not take {name}; leave it out")
     plain = Details.of(height, width)
-    read = {name: _value(name, value) for name, value in given.items()}
+    read = {name: READS.get(name, plain_number)(name, value) for name, value in given.items()}
     found = replace(plain, **read)
     if found.denoising_start >= found.denoising_end:
         raise InputError(
@@ -80,26 +82,45 @@ def read_details(family: Family, height: int, width: int, given: dict[str, Any])
     return found
 
 
-def _value(name: str, value: Any) -> Any:
-    if name in ("original_size", "target_size", "crops_coords_top_left"):
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise InputError(f"{name} must be two whole numbers, for height and width, not {shown(value)}")
-        return tuple(whole(name, item, MOST_PIXELS, least=0) for item in value)
-    if name == "prompt_weights":
-        if not isinstance(value, bool):
-            raise InputError(f"{name} must be True or False, not {shown(value)}")
-        return value
-    if name == "noise":
-        return one_of(name, value, NOISES)
-    if name == "guidance_interval":
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise InputError(f"{name} must be two numbers, low and high, not {shown(value)}")
-        low, high = (number(name, item, 0, MOST_GUIDANCE) for item in value)
-        if low > high:
-            raise InputError(f"{name} must be low and high, not {low} and {high}")
-        return low, high
-    if name == "noise_level":
-        return whole(name, value, MOST_NOISE, least=0)
-    if name.startswith("denoising") or name in ("guidance_rescale", "dynamic_threshold"):
-        return number(name, value, 0, 1)
+def sides(name: str, value: Any) -> tuple[int, int]:
+    """Two whole numbers."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise InputError(f"{name} must be two whole numbers, for height and width, not {shown(value)}")
+    height, width = (whole(name, item, MOST_PIXELS, least=0) for item in value)
+    return height, width
+
+
+def interval(name: str, value: Any) -> tuple[float, float]:
+    """Two numbers from 0 up, the second not below the first."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise InputError(f"{name} must be two numbers, low and high, not {shown(value)}")
+    low, high = (number(name, item, 0, inf) for item in value)
+    if low > high:
+        raise InputError(f"{name} must be low and high, not {low} and {high}")
+    return low, high
+
+
+def switch(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, not {shown(value)}")
+    return value
+
+
+def share(name: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    return number(name, value, 0, 1)
+
+
+READS: dict[str, Callable[[str, Any], Any]] = {  # how an argument is read; the others are numbers
+    "original_size": sides, "crops_coords_top_left": sides, "target_size": sides,
+    "noise_level": lambda name, value: whole(name, value, MOST_NOISE, least=0),
+    "guidance_rescale": share, "guidance_interval": interval, "dynamic_threshold": share,
+    "noise": lambda name, value: one_of(name, value, NOISES),
+    "prompt_weights": switch, "denoising_start": share, "denoising_end": share,
+}  # fmt: skip
+
+
+def plain_number(name: str, value: Any) -> float:
+    """A number of any sensible size."""
     return number(name, value, -MOST_GUIDANCE, MOST_GUIDANCE)

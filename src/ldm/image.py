@@ -1,5 +1,6 @@
 """Pictures: PIL, numpy and tensors; and the parameters that a PNG file carries."""
 
+import io
 import json
 import os
 import secrets
@@ -72,6 +73,13 @@ def grid(images: Sequence[Image.Image]) -> Image.Image:
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * w, i // columns * h))
     return sheet
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def from_any(image: Any, size: tuple[int, int], name: str = "image") -> Tensor:

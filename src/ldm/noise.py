@@ -71,7 +71,8 @@ class Brownian:
     def row(self, seed: int, lam: float) -> Tensor:
         """W(lambda) of one image."""
         a, b, place = self.start, self.end, 1
-        low, high = torch.zeros(self.shape, device="cpu"), sqrt(b - a) * self.draw(seed, 0)
+        high = sqrt(b - a) * self.draw(seed, 0)
+        low = torch.zeros_like(high)
         for _ in range(DEPTH):
             if lam in (a, b):
                 break

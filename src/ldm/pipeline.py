@@ -21,11 +21,12 @@ from ldm.parameters import reused
 from ldm.parts import between, knowing, latent_mask, noised, paste, shorten
 from ldm.philox import Philox
 from ldm.pictures import Pictures, grown, starts_at_image
-from ldm.prompts import encode_weighted, most_chunks
+from ldm.prompts import by_length, encode_weighted
 from ldm.request import Callback, Request, decodable, encodable, read, refuse_odd, start_latents
 from ldm.result import Result, merge
 from ldm.rows import hears_classes, some
 from ldm.schedulers import Sampler
+from ldm.schedulers.reverse import Draw, Motion
 from ldm.schedulers.solvers import Denoise
 from ldm.schedulers.spacing import Path
 from ldm.sight import SEES, Sight
@@ -187,18 +188,17 @@ class Pipeline(Adapted):
             x = x if painted_anew else noised(z, x, path)
             if pictures.mask is not None and family.beside != "inpaint":
                 denoise = knowing(denoise, z, latent_mask(pictures.mask, factor))
-        motion = Brownian(request.seeds, shape, *family.schedule.lams, self.device)
-        steps = request.sampler.solve(denoise, x, path, motion if request.sampler.brownian else noise)
+        draws: Draw | Motion = noise
+        if request.sampler.brownian:
+            draws = Brownian(request.seeds, shape, *family.schedule.lams, self.device)
+        steps = request.sampler.solve(denoise, x, path, draws)
         return x, path, steps
 
     def denoiser(self, request: Request, pictures: Pictures, noise: Draws) -> Denoise:
         """The function (x, level) -> x0 that solvers are handed; rows of as many chunks are one batch."""
         seen = self.beside(request, pictures, noise)
-        groups: dict[int, list[int]] = {}
-        for i, said in enumerate(zip(request.prompts, request.negatives, strict=True)):
-            chunks = most_chunks(self.tokenizers, said, request.details.prompt_weights)
-            groups.setdefault(chunks, []).append(i)
-        parts = []
+        said = list(zip(request.prompts, request.negatives, strict=True))
+        groups, parts = by_length(self.tokenizers, said, request.details.prompt_weights), []
         for chunks, rows in groups.items():  # apart, so that no image depends on the length of other prompts
             parts.append(
                 (rows, self.guided(request.part(rows), None if seen is None else seen[rows], chunks))

@@ -21,7 +21,7 @@ from torch import Tensor
 from ldm.checks import shown, texts
 from ldm.clip import Tokenizer, WordPiece
 from ldm.clip.tokenizer import byte_characters
-from ldm.conditioning import encode_text
+from ldm.conditioning import encode_ids
 from ldm.errors import CheckpointError, InputError
 
 BRACKET = 1.1  # the weight of a pair without a number
@@ -77,13 +77,13 @@ def encode_weighted(
     weights: bool = True,
     least: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `encode_text` gives, for prompts of any length with weights: [b n·m c'], pooled [b c''] or None.
+    """Hidden states of prompts of any length with weights, [b n·m c'], and pooled text, [b c''] or None.
 
     Prompts of fewer than n chunks are filled up with the empty text's. The means are those of one prompt,
     chunk and encoder. Where all weights are 1 the states are the encoder's, bit for bit; where a mean is 0
     they are w z. The pooled text is that of the first chunk, which weights do not change.
     weights  as in `chunks`; least: chunks, however short the prompts
-    Raises InputError as `weighted` does; CheckpointError as `encode_text` does, or if the tokenizers disagree
+    Raises InputError as `weighted` does; CheckpointError as `encode_ids` does, or if the tokenizers disagree
     on how many chunks there are.
     """
     prompts = texts("prompts", prompts)
@@ -99,7 +99,7 @@ def encode_weighted(
             )
             for own, empty in zip(zip(*row, strict=True), chunks(tokenizer, ""), strict=True)
         )  # [n b m]
-        # chunk by chunk, so that sums round as they do in encode_text
+        # chunk by chunk, so that sums round as they do where there is one
         states, pools = zip(*(encode_ids(now, encoder) for now in ids), strict=True)
         hidden.append(torch.cat([emphasised(*both) for both in zip(states, weight, strict=True)], dim=1))
         pooled = pooled if pools[0] is None else pools[0]
@@ -112,6 +112,17 @@ def most_chunks(tokenizers: Sequence[Words], prompts: Sequence[Any], weights: bo
     return max(
         (len(chunks(tokenizer, text, weights)[0]) for tokenizer in tokenizers for text in said), default=1
     )
+
+
+def by_length(
+    tokenizers: Sequence[Words], said: Sequence[tuple[Any, ...]], weights: bool
+) -> dict[int, list[int]]:
+    """How many chunks the longest text of a row has, to the rows that have as many; each row is cut once."""
+    lengths = {row: most_chunks(tokenizers, row, weights) for row in set(said)}
+    groups: dict[int, list[int]] = {}
+    for i, row in enumerate(said):
+        groups.setdefault(lengths[row], []).append(i)
+    return groups
 
 
 def tokens(text: str, tokenizer: Words | None = None) -> list[str]:
@@ -180,11 +191,6 @@ def cut(text: str, power: int, factor: float, squares: int) -> Iterator[tuple[st
             raise InputError(f"the weight of {shown(part)} is {weight:.6g}; make it one from 0 to {MOST:g}")
         if part:
             yield part, weight
-
-
-def encode_ids(ids: Tensor, encoder: Any) -> tuple[Tensor, Tensor | None]:
-    """States [b m c] and pooled text of ids [b m]."""
-    return encode_text([lambda _: ids], [encoder], [])
 
 
 def emphasised(z: Tensor, weight: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """What a call of a pipeline gives back."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ldm.image import grid, to_numpy, to_pil
+from ldm.image import grid, png_bytes, to_numpy, to_pil
 from ldm.trajectory import Trajectory
 
 
@@ -45,11 +44,7 @@ class Result(Sequence[Any]):
         return grid(to_pil(array, [{}] * len(array)))
 
     def _repr_png_(self) -> bytes | None:
-        if self.images is None:
-            return None
-        buffer = io.BytesIO()
-        self.grid().save(buffer, "PNG")
-        return buffer.getvalue()
+        return None if self.images is None else png_bytes(self.grid())
 
     def __repr__(self) -> str:
         kind = "latents" if self.images is None else "images"

@@ -1,5 +1,6 @@
 """What else can be done with a pipeline: walk back from an image, edit it, go from one image to another."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -50,7 +51,8 @@ def invert(
         raise InputError(f"{family.name} sees more than a latent, and is not inverted; use an ordinary model")
     if prompt is None and family.texts:
         prompt = ""
-    request = asked(pipe, prompt, height, width, num_inference_steps)
+    sizes = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+    request = asked(pipe, prompt, sizes)
     pictures = Pictures(image).read(family, request.height, request.width).to(pipe.device)
     if pictures.image is None:
         raise InputError("image is missing; give the picture to invert")
@@ -65,11 +67,12 @@ def invert(
     return Inverted(walk[-1][0], same, [miss for _, miss in walk])
 
 
-def asked(pipe: Pipeline, prompt: Any, height: int | None, width: int | None, steps: int | None) -> Request:
-    """A request for one image by DDIM without guidance."""
+def asked(pipe: Pipeline, prompt: Any, options: Mapping[str, Any], chosen: Any = DDIM) -> Request:
+    """A request for one image without guidance, of the size and steps among the options."""
+    sizes = {name: options.get(name) for name in ("height", "width", "num_inference_steps")}
     return read(
-        pipe.family, prompt, None, height=height, width=width, num_inference_steps=steps, guidance_scale=1.0,
-        num_images_per_prompt=1, seed=0, chosen=DDIM, strength=None, output_type="pil", details={},
+        pipe.family, prompt, None, **sizes, guidance_scale=1.0, num_images_per_prompt=1, seed=0,
+        chosen=chosen, strength=None, output_type="pil", details={},
     )  # fmt: skip
 
 
@@ -111,15 +114,9 @@ def interpolate(
         raise InputError("prompt must be one str")
     if options.get("sampler") is None and sampler(pipe.family.sampler).eta:
         options["sampler"] = DDIM
-    request = read(
-        pipe.family, prompt, None, height=options.get("height"), width=options.get("width"),
-        num_inference_steps=options.get("num_inference_steps"), guidance_scale=None, num_images_per_prompt=1,
-        seed=0, chosen=options.get("sampler"), strength=None, output_type="pil", details={},
-    )  # fmt: skip
-    if request.sampler.eta or request.sampler.name == "lcm":
-        raise InputError(
-            f"{request.sampler.name} draws fresh noise; take ddim, euler or another that does not"
-        )
+    request = asked(pipe, prompt, options, options.get("sampler"))
+    if request.sampler.eta:
+        raise InputError(f"{request.sampler.name} draws fresh noise; take ddim or another that does not")
     factor = pipe.family.vae.factor
     shape = (pipe.family.vae.latent_channels, request.height // factor, request.width // factor)
     a, b = Noise([whole("seeds", seed, 2**63 - 1, least=0) for seed in seeds], shape)()

@@ -1,6 +1,5 @@
 """What a recorded call went through, to be looked at."""
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checks import one_of, whole
-from ldm.image import grid, to_numpy, to_pil, to_unit
+from ldm.image import grid, png_bytes, to_numpy, to_pil, to_unit
 from ldm.motion import animate
 from ldm.walk import Moment
 
@@ -40,7 +39,7 @@ class Trajectory(Sequence[Moment]):
         one_of("what", what, ("x0", "x", "eps"))
         whole("row", row, len(self.moments[0].x) - 1, least=0)
         latents = torch.stack([getattr(moment, what)[row] for moment in self.moments])
-        pictures = to_numpy(to_unit(torch.cat([self.decode(latent[None]) for latent in latents])))
+        pictures = to_numpy(to_unit(self.decode(latents)))
         return list(to_pil(pictures, [{}] * len(pictures)))
 
     def sheet(self, what: str = "x0", row: int = 0) -> Image.Image:
@@ -52,6 +51,4 @@ class Trajectory(Sequence[Moment]):
         animate(self.images(what, row), path, seconds=seconds, rest=8)
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.sheet().save(buffer, "PNG")
-        return buffer.getvalue()
+        return png_bytes(self.sheet())

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ldm.checkpoint.save import write_tokenizer
 from ldm.clip import Tokenizer
-from ldm.clip.tokenizer import END, START, byte_characters, clean, merged, vocabulary
+from ldm.clip.pairs import merged
+from ldm.clip.tokenizer import END, START, byte_characters, clean, vocabulary
 from ldm.errors import CheckpointError, InputError
 
 MERGES = Tokenizer.openai().merges[:300]

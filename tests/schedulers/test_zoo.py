@@ -1,5 +1,6 @@
 """All samplers on an exact denoiser: how fast they converge, and to what."""
 
+import pickle
 from itertools import pairwise
 from math import log2
 
@@ -186,6 +187,16 @@ def test_brownian_motion_does_not_depend_on_what_was_asked_before():
     assert torch.equal(row, first[0])
 
 
+def test_torchs_default_dtype_does_not_matter_to_brownian_motion():
+    plain = Brownian([5], (1, 4, 4), -2.7, 3.5).between(-1.0, 2.0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = Brownian([5], (1, 4, 4), -2.7, 3.5).between(-1.0, 2.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert other.dtype == torch.float32 and torch.equal(other, plain)
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -217,4 +228,5 @@ def test_a_path_of_given_times_or_ratios():
 def test_a_part_of_a_path_is_a_path_and_knows_its_schedule():
     path = karras(SCHEDULE, 10)
     assert isinstance(path[3:], Path) and path[3:].schedule is SCHEDULE
+    assert pickle.loads(pickle.dumps(path)) == path
     assert isinstance(path[3], Level) and path[3:] == tuple(path)[3:]

@@ -25,7 +25,7 @@ def check_file(file: File, names: Collection[str]) -> None:
     with ThreadPoolExecutor(shares) as pool:
         if all(pool.map(sound, range(shares))):
             return
-    for name in names:
+    for name in sorted(names):
         check_finite(file.read(name), f"{file.path}: {name}")
 
 

@@ -13,6 +13,7 @@ from ldm.schedulers.forward import CLEAN, Level, Schedule
 from ldm.schedulers.reverse import Draw, Motion
 from ldm.schedulers.solvers import (
     Denoise,
+    Steps,
     ddim,
     dpm_2,
     dpmpp_2m,
@@ -52,9 +53,7 @@ class Sampler:
         path = (self.spacing or spacing)(schedule, steps, CLEAN if self.ends_clean else last)
         return whole(schedule, path) if self.whole else path
 
-    def solve(
-        self, denoise: Denoise, x: Tensor, path: Sequence[Level], noise: Draw | Motion
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def solve(self, denoise: Denoise, x: Tensor, path: Sequence[Level], noise: Draw | Motion) -> Steps:
         """Follow `path` from x [b c h w]; yields (x, x0) after every step. See `solvers`.
 
         noise  () -> fresh unit noise [b c h w]; or, for the stochastic DPM-Solvers, a `Brownian`
@@ -79,7 +78,7 @@ SAMPLERS = {
         Sampler("dpmpp_sde", dpmpp_sde, eta=1.0, brownian=True),
         Sampler("dpmpp_3m_sde", dpmpp_3m_sde, eta=1.0, brownian=True),
         Sampler("uni_pc", uni_pc),
-        Sampler("lcm", lcm, whole=True),
+        Sampler("lcm", lcm, eta=1.0, whole=True),
     )
 }
 

@@ -27,6 +27,9 @@ class Path(tuple[Level, ...]):
         path.schedule = schedule
         return path
 
+    def __getnewargs__(self) -> tuple[tuple[Level, ...], Schedule]:
+        return tuple(self), self.schedule
+
     def __getitem__(self, i: Any) -> Any:
         found = super().__getitem__(i)
         return Path(found, self.schedule) if isinstance(i, slice) else found

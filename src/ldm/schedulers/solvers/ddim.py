@@ -13,11 +13,10 @@ from ldm.schedulers.forward import Level
 from ldm.schedulers.reverse import Draw, ancestral, step
 
 Denoise = Callable[[Tensor, Level], Tensor]
+Steps = Iterator[tuple[Tensor, Tensor]]  # (x, x0) after every step
 
 
-def ddim(
-    denoise: Denoise, x: Tensor, path: Sequence[Level], noise: Draw, eta: float = 0.0
-) -> Iterator[tuple[Tensor, Tensor]]:
+def ddim(denoise: Denoise, x: Tensor, path: Sequence[Level], noise: Draw, eta: float = 0.0) -> Steps:
     """Follow `path` from x; yields (x, x0) after every step (Song et al. 2021, eq. 12 and 16).
 
     denoise  (x [b c h w], level) -> x0 [b c h w]

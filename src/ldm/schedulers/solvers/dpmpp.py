@@ -4,7 +4,7 @@ With h = lambda_s - lambda_t a step is x_s = (sigma_s / sigma_t) x + alpha_s (1 
 with D for x0. The stochastic ones draw `up` of their noise afresh, which cuts the memory of x by e^-(eta h).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import expm1, inf, sqrt
 
@@ -13,10 +13,8 @@ from torch import Tensor
 
 from ldm.schedulers.forward import Level
 from ldm.schedulers.reverse import Draw, Motion, ancestral, drawn, step
-from ldm.schedulers.solvers.ddim import Denoise
+from ldm.schedulers.solvers.ddim import Denoise, Steps
 from ldm.schedulers.spacing import middle
-
-Steps = Iterator[tuple[Tensor, Tensor]]
 
 
 def dpmpp_2m(denoise: Denoise, x: Tensor, path: Sequence[Level], noise: Draw | Motion) -> Steps:

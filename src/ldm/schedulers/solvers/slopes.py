@@ -4,7 +4,7 @@
 left, y is infinite, so a step from there is DDIM's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import sqrt
 from typing import NamedTuple
@@ -14,14 +14,10 @@ from torch import Tensor
 
 from ldm.schedulers.forward import Level
 from ldm.schedulers.reverse import Draw, step
-from ldm.schedulers.solvers.ddim import Denoise
+from ldm.schedulers.solvers.ddim import Denoise, Steps
 from ldm.schedulers.spacing import middle
 
-Steps = Iterator[tuple[Tensor, Tensor]]
-
-
-ADAMS = (  # weights of Adams and Bashforth, of the newest slope first
-    (1.0,),
+ADAMS = (  # weights of Adams and Bashforth for two slopes and more, of the newest first
     (3 / 2, -1 / 2),
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
@@ -81,7 +77,7 @@ def plms(denoise: Denoise, x: Tensor, path: Sequence[Level], noise: Draw) -> Ste
         x0 = denoise(x, now)
         past = [slope(x, x0, now), *past[:3]] if now.alpha else []
         if len(past) > 1:
-            x = along(x, now, nxt, past, ADAMS[len(past) - 1])
+            x = along(x, now, nxt, past, ADAMS[len(past) - 2])
         else:
             there = step(x, x0, now, nxt)
             if past and nxt.sigma:

@@ -1,6 +1,6 @@
 """UniPC: a multistep predictor whose last step is done again when its end is known (Zhao et al. 2023)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import expm1, inf
 
@@ -9,12 +9,10 @@ from torch import Tensor
 
 from ldm.schedulers.forward import Level
 from ldm.schedulers.reverse import Draw, step
-from ldm.schedulers.solvers.ddim import Denoise
+from ldm.schedulers.solvers.ddim import Denoise, Steps
 
 
-def uni_pc(
-    denoise: Denoise, x: Tensor, path: Sequence[Level], noise: Draw
-) -> Iterator[tuple[Tensor, Tensor]]:
+def uni_pc(denoise: Denoise, x: Tensor, path: Sequence[Level], noise: Draw) -> Steps:
     """Order 2 with B(h) = e^h - 1: the predictor is DPM-Solver++(2M), the last step is of first order."""
     past: list[tuple[Level, Tensor]] = []  # level and x0, the newest first
     before = x
