@@ -14,7 +14,9 @@ SOURCE = Path(ldm.__file__).parent
 MAY = {
     "errors": set(),
     "checks": {"errors"},
-    "noise": set(),
+    "circle": set(),
+    "tiles": set(),
+    "noise": {"circle"},
     "attention": {"errors"},
     "layers": {"attention"},
     "image": {"checks", "errors"},
@@ -26,7 +28,7 @@ MAY = {
     "clip": {"attention", "layers", "checks", "errors"},
     "family": {"clip.config", "unet.config", "vae.config", "schedulers"},
     "families": {"clip.config", "unet.config", "vae.config", "family", "schedulers"},
-    "conditioning": {"clip", "errors", "family", "unet.embeddings"},
+    "conditioning": {"circle", "clip", "errors", "family", "unet.embeddings"},
     "prompts": {"checks", "clip", "conditioning", "errors"},
     "sight": {"family", "noise", "schedulers"},
     "denoiser": {"conditioning", "schedulers", "unet"},
@@ -36,7 +38,7 @@ MAY = {
     "pictures": {"checks", "errors", "family", "image"},
     "rows": {"checks", "clip.config", "errors", "family"},
     "request": {"checks", "details", "errors", "family", "pictures", "rows", "schedulers"},
-    "parameters": {"checks", "details", "errors", "image", "schedulers"},
+    "parameters": {"checks", "details", "errors", "image", "request", "schedulers"},
     "motion": {"checks", "errors", "image"},
     "walk": {"errors", "request", "schedulers"},
     "trajectory": {"checks", "image", "motion", "walk"},
@@ -45,14 +47,21 @@ MAY = {
     "checkpoint": {
         "clip", "devices", "errors", "families", "family", "model", "schedulers", "unet", "vae",
     },
+    "coding": {"checks", "errors", "family", "model", "tiles", "walk"},
+    "hearing": {
+        "checks", "coding", "conditioning", "denoiser", "details", "model", "noise", "pictures", "prompts",
+        "request", "rows", "schedulers", "sight",
+    },
+    "drawing": {"noise", "philox", "request", "schedulers"},
     "adapters": {"checkpoint", "checks", "errors", "model"},
     "pipeline": {
-        "adapters", "checks", "clip", "conditioning", "denoiser", "details", "errors", "family", "image",
-        "model", "noise", "parameters", "parts", "philox", "pictures", "prompts", "request", "result", "rows",
-        "schedulers", "sight", "trajectory", "walk",
+        "adapters", "coding", "conditioning", "details", "drawing", "hearing", "image", "model", "parameters",
+        "parts", "pictures", "request", "result", "schedulers", "trajectory", "walk",
     },
     "loading": {"checkpoint", "pipeline"},
-    "tasks": {"checks", "errors", "noise", "pictures", "pipeline", "request", "result", "schedulers"},
+    "tasks": {
+        "checks", "errors", "hearing", "noise", "pictures", "pipeline", "request", "result", "schedulers",
+    },
 }  # fmt: skip
 
 

@@ -124,10 +124,10 @@ EXAMPLES = {
         {
             "prompt": "masterpiece, (cat:1.2), [dog|fox]", "negative_prompt": "lowres, (worst quality:1.4)",
             "num_inference_steps": 28, "sampler": "dpmpp_2m", "spacing": "karras", "guidance_scale": 6.5,
-            "seed": 3960312875, "width": 768, "height": 512,
+            "seed": 3960312875, "width": 768, "height": 512, "clip_skip": 1,
         },
         {
-            "Model hash": "6ce0161689", "Model": "v1-5-pruned-emaonly", "Clip skip": "2", "ENSD": "31337",
+            "Model hash": "6ce0161689", "Model": "v1-5-pruned-emaonly", "ENSD": "31337",
             "Version": "v1.2.1",
         },
     ),

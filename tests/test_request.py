@@ -264,7 +264,7 @@ def test_any_arguments_are_understood_or_refused(steps, height, seed, guidance, 
         "output_type": "pil",
     }
     try:
-        request = read(PIPE.family, "a", None, details={}, **options)
+        request = read(PIPE.family, "a", None, ways={}, details={}, **options)
     except InputError:
         return
     assert 1 <= request.steps <= 1000 and request.height % 2 == 0 and 0 < request.strength <= 1

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import ldm
+from ldm.circle import slerp
 from ldm.errors import InputError
-from ldm.tasks import slerp
 from tests.tiny import error, unit_noise
 
 QUIET = {"progress": False}
@@ -60,11 +60,45 @@ def test_interpolation_begins_and_ends_at_the_plain_images(pipe):
     assert min(steps) > 0 and error(way[0], way[4]) > max(steps)  # it goes, and not in circles
 
 
-def test_interpolation_takes_ddim_where_the_familys_sampler_draws_fresh_noise(trained):
-    assert ldm.sampler(trained.family.sampler).eta
-    way = ldm.interpolate(trained, "a large green heart on a navy background", (1, 2), 3, **QUIET)
-    plain = trained("a large green heart on a navy background", seed=2, sampler="ddim", **QUIET)
-    assert error(way.latents[2:], plain.latents) <= 1e-4 and way.parameters["sampler"] == "ddim"
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp_2m_sde", "plms"])
+def test_a_way_between_prompts_and_seeds_begins_and_ends_at_the_plain_images(pipe, name):
+    options = {"num_inference_steps": 3, "output_type": "latent", "sampler": name, **QUIET}
+    way = ldm.interpolate(pipe, ("a cat", "two red dogs"), (3, 8), 5, **options).latents
+    for i, (prompt, seed) in {0: ("a cat", 3), 4: ("two red dogs", 8)}.items():
+        assert error(way[i : i + 1], pipe(prompt, seed=seed, **options).latents) <= 1e-5
+    steps = [error(a, b) for a, b in pairwise(way)]
+    assert min(steps) > 0.05 and error(way[0], way[4]) > max(steps)
+
+
+def test_a_frame_tells_how_it_is_drawn_again(pipe, tmp_path):
+    options = {"num_inference_steps": 2, **QUIET}
+    way = ldm.interpolate(pipe, ("a cat", "a dog"), (3, 8), 5, **options)
+    way[2].save(tmp_path / "a.png")
+    said = ldm.parameters(tmp_path / "a.png")
+    assert (said["prompt"], said["blend_prompt"], said["blend"]) == ("a cat", "a dog", 0.5)
+    assert (said["seed"], said["variation_seed"], said["variation_strength"]) == (3, 8, 0.5)
+    assert error(pipe.from_png(tmp_path / "a.png", **QUIET).latents, way.latents[2:3]) <= 1e-5
+    assert way.parameters["blend"] == [0, 0.25, 0.5, 0.75, 1] and way.parameters["blend_prompt"] == "a dog"
+
+
+def test_variations_go_from_the_image_to_that_of_the_other_seed(pipe):
+    options = {"num_inference_steps": 3, "output_type": "latent", "sampler": "ddpm", **QUIET}
+    plain, other = (pipe("a cat", seed=seed, **options).latents for seed in (3, 21))
+    offs = []
+    for strength in (0, 0.1, 0.4, 1):
+        some = ldm.vary(pipe, "a cat", 3, 2, strength, variation_seed=20, **options)
+        offs.append(error(some.latents[1:], plain))
+        assert some.seeds == [3, 3]
+    assert offs[0] <= 1e-5 and offs == sorted(offs) and error(some.latents[1:], other) <= 1e-5
+    assert some.parameters["variation_seed"] == [20, 21]
+
+
+def test_a_blend_with_a_longer_prompt_has_its_chunks(pipe):
+    long = " ".join(["cat"] * 40)
+    options = {"num_inference_steps": 2, "output_type": "latent", "seed": 1, **QUIET}
+    ends = [pipe("a dog", blend_prompt=long, blend=share, **options).latents for share in (0.999, 1.0)]
+    assert error(ends[1], pipe(long, **options).latents) <= 1e-5
+    assert error(ends[0], ends[1]) < 0.05
 
 
 def test_between_two_noises_there_is_noise():
@@ -95,10 +129,19 @@ def test_images_from_philox_noise_are_others_and_the_same_alone(pipe):
         (lambda p: ldm.edit(p, np.zeros((16, 16, 3)), "a", "b", sampler="euler"), "sampler"),
         (lambda p: ldm.interpolate(p, "a", (1, 2), 4, seed=3), "seed"),
         (lambda p: ldm.interpolate(p, "a", (1, 2), 1), "frames"),
+        (lambda p: ldm.interpolate(p, "a", (1, 2), 4, blend=0.3), "blend"),
         (lambda p: ldm.interpolate(p, "a", (1,), 4), "seeds"),
         (lambda p: ldm.interpolate(p, "a", (1, "b"), 4), "seed"),
         (lambda p: ldm.interpolate(p, ["a"], (1, 2), 4), "prompt"),
-        (lambda p: ldm.interpolate(p, "a", (1, 2), 4, sampler="ddpm"), "fresh noise"),
+        (lambda p: ldm.vary(p, "a", 1, 0), "number"),
+        (lambda p: ldm.vary(p, "a", None), "seed"),
+        (lambda p: ldm.vary(p, "a", 1, strength=1.2), "variation_strength"),
+        (lambda p: p("a", variation_seed=1), "variation_seed needs variation_strength"),
+        (lambda p: p("a", variation_strength=[0.1, 0.2]), "variation_strength has 2 numbers for 1 images"),
+        (lambda p: p("a", blend=0.5), "blend_prompt"),
+        (lambda p: p("a", blend_prompt="b"), "blend_prompt"),
+        (lambda p: p("a", blend_prompt=["b", "c"], blend=0.5), "blend_prompt has 2 texts for 1 prompts"),
+        (lambda p: p("a", blend_prompt="b", blend="c"), "blend must be a number"),
         (lambda p: p("a", noise="cuda"), "noise must be one of torch, philox"),
     ],
 )

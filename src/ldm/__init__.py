@@ -15,7 +15,7 @@ from ldm.pipeline import Pipeline
 from ldm.prompts import tokens
 from ldm.result import Result
 from ldm.schedulers import EPS, X0, Level, Sampler, Schedule, V, sampler
-from ldm.tasks import edit, interpolate, invert
+from ldm.tasks import edit, interpolate, invert, vary
 
 __version__ = "0.1.0"
 
@@ -24,4 +24,5 @@ __all__ = [
     "LdmError", "Level", "Noise", "NumericError", "Pipeline", "Report", "Result", "Sampler", "Schedule",
     "animate", "attention", "attention_backend", "edit", "families", "inspect", "interpolate", "invert",
     "load", "load_text_encoder", "load_unet", "load_vae", "oracle", "parameters", "sampler", "save", "tokens",
+    "vary",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.circle import slerp_rows
 from ldm.clip import ClassEmbedder, TextEncoder
 from ldm.errors import CheckpointError
 from ldm.family import Family
@@ -26,9 +27,10 @@ class Conditioning(NamedTuple):
         return Conditioning(context, vector, beside, self.label)
 
 
-def encode_ids(ids: Tensor, encoder: Any) -> tuple[Tensor, Tensor | None]:
+def encode_ids(ids: Tensor, encoder: Any, skip: int = 0) -> tuple[Tensor, Tensor | None]:
     """The hidden states [b m c'] of ids [b m], and the pooled text [b c''] where the encoder has one.
 
+    skip  of CLIP's last layers, how many are left out besides those that the family leaves out
     Raises CheckpointError for ids that the encoder does not know.
     """
     if (top := int(ids.max())) >= encoder.config.vocab:
@@ -37,8 +39,8 @@ def encode_ids(ids: Tensor, encoder: Any) -> tuple[Tensor, Tensor | None]:
             "they belong to different models"
         )
     ids = ids.to(encoder.tokens.weight.device)
-    if isinstance(encoder, TextEncoder) and encoder.config.projection:
-        return encoder.pooled(ids)
+    if isinstance(encoder, TextEncoder):
+        return encoder.pooled(ids, skip)
     return encoder(ids), None
 
 
@@ -52,6 +54,15 @@ def tell(pooled: Tensor, numbers: Sequence[float], family: Family) -> Tensor:
     values = torch.tensor(numbers, dtype=torch.float32, device=pooled.device)
     waves = sinusoid(values, family.vector_part).flatten().expand(len(pooled), -1)
     return torch.cat([pooled, waves.to(pooled.dtype)], dim=1)
+
+
+def blended(a: Conditioning, b: Conditioning, shares: Sequence[float]) -> Conditioning:
+    """Row i is shares[i] of the way from a's to b's, each token and the vector on a circle of its own."""
+    context, vector = (
+        None if x is None or y is None else slerp_rows(x, y, shares, dim=-1)
+        for x, y in zip(a[:2], b[:2], strict=True)
+    )
+    return a._replace(context=context, vector=vector)
 
 
 def join(*conditionings: Conditioning) -> Conditioning:

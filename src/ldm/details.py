@@ -6,13 +6,14 @@ from math import inf
 from typing import Any
 
 from ldm.checks import number, one_of, shown, whole
-from ldm.clip.config import ClassConfig
+from ldm.clip.config import ClassConfig, CLIPConfig
 from ldm.errors import InputError
 from ldm.family import Family
 
 MOST_PIXELS = 100_000  # along a side of a picture that is only spoken of
 NOISES = ("torch", "philox")
 MOST_GUIDANCE = 1_000_000
+MOST_SKIP = 1000
 MOST_NOISE = 350  # the noisiest small picture that the x4 upscaler was trained with
 
 
@@ -32,6 +33,12 @@ class Details:
     dynamic_threshold: float = 1.0  # share of the values that may not be surpassed by guidance; 1: no limit
     noise: str = "torch"  # who draws it: torch's generator on the CPU, or "philox", the one that CUDA has
     prompt_weights: bool = False  # whether (red:1.3) is a word with a weight, or a text like any other
+    clip_skip: int = (
+        0  # CLIP's last layers that are left out, besides the one that SD 2 and SDXL always do without
+    )
+    tile: int = (
+        0  # pixels along a side of the squares that are encoded and decoded one by one; 0: all at once
+    )
     denoising_start: float = 0.0  # the part of the path to follow
     denoising_end: float = 1.0
 
@@ -59,6 +66,8 @@ TAKES = {  # an argument, to whether a family takes it
     "guidance_interval": lambda family: bool(family.texts),
     "dynamic_threshold": lambda family: bool(family.texts),
     "prompt_weights": lambda family: any(not isinstance(text.config, ClassConfig) for text in family.texts),
+    "clip_skip": lambda family: any(isinstance(text.config, CLIPConfig) for text in family.texts),
+    "tile": lambda family: True,
     "noise": lambda family: True,
     "denoising_start": lambda family: True,
     "denoising_end": lambda family: True,
@@ -75,11 +84,21 @@ def read_details(family: Family, height: int, width: int, given: dict[str, Any])
     plain = Details.of(height, width)
     read = {name: READS.get(name, plain_number)(name, value) for name, value in given.items()}
     found = replace(plain, **read)
+    check_skip(family, found.clip_skip)
     if found.denoising_start >= found.denoising_end:
         raise InputError(
             f"denoising_start {found.denoising_start} is not before denoising_end {found.denoising_end}"
         )
     return found
+
+
+def check_skip(family: Family, skip: int) -> None:
+    """Raises InputError where no layer of a text encoder would be left."""
+    layers = [
+        text.config.layers - text.config.skip for text in family.texts if isinstance(text.config, CLIPConfig)
+    ]
+    if layers and skip >= min(layers):
+        raise InputError(f"clip_skip {skip} leaves none of {min(layers)} layers; make it smaller")
 
 
 def sides(name: str, value: Any) -> tuple[int, int]:
@@ -115,6 +134,8 @@ def share(name: str, value: Any) -> float:
 READS: dict[str, Callable[[str, Any], Any]] = {  # how an argument is read; the others are numbers
     "original_size": sides, "crops_coords_top_left": sides, "target_size": sides,
     "noise_level": lambda name, value: whole(name, value, MOST_NOISE, least=0),
+    "clip_skip": lambda name, value: whole(name, value, MOST_SKIP, least=0),
+    "tile": lambda name, value: whole(name, value, MOST_PIXELS, least=0),
     "guidance_rescale": share, "guidance_interval": interval, "dynamic_threshold": share,
     "noise": lambda name, value: one_of(name, value, NOISES),
     "prompt_weights": switch, "denoising_start": share, "denoising_end": share,

@@ -176,5 +176,12 @@ def a1111_text(p: Mapping[str, Any]) -> str:
         "Seed": p["seed"],
         "Size": f"{p['width']}x{p['height']}",
         "Model": p["family"],
+        "Schedule type": p.get("spacing"),
+        "Denoising strength": p.get("strength"),
+        "Clip skip": p["clip_skip"] + 1 if "clip_skip" in p else None,
+        "Variation seed": p.get("variation_seed"),
+        "Variation seed strength": p.get("variation_strength"),
     }
-    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in settings.items())])
+    return "\n".join(
+        [*lines, ", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None)]
+    )

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ldm.circle import slerp_rows
+
 DEPTH = 14  # halvings; steps shorter than a 2^14th of all share their draws
 MASK = 2**64 - 1
 
@@ -39,6 +41,15 @@ class Draws(Protocol):
     """What Noise and Philox are: `noise()` -> fresh unit noise [b c h w]."""
 
     def __call__(self, shape: tuple[int, int, int] | None = None) -> Tensor: ...
+
+
+def way(a: Draws, b: Draws, shares: Sequence[float]) -> Draws:
+    """Draws of which row i is shares[i] of the way from a's to b's, on the great circle: unit noise again."""
+
+    def draw(shape: tuple[int, int, int] | None = None) -> Tensor:
+        return slerp_rows(a(shape), b(shape), shares)
+
+    return draw
 
 
 class Brownian:
@@ -88,6 +99,17 @@ class Brownian:
         """The unit noise of a node of the tree."""
         generator = torch.Generator().manual_seed(mixed(mixed(seed) ^ place))
         return torch.randn(self.shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+class BrownianWay:
+    """Brownian motion of which row i is shares[i] of the way from a's to b's."""
+
+    def __init__(self, a: Brownian, b: Brownian, shares: Sequence[float]):
+        self.a, self.b, self.shares = a, b, shares
+
+    def between(self, start: float, end: float) -> Tensor:
+        """As of `Brownian`. [b c h w]"""
+        return slerp_rows(self.a.between(start, end), self.b.between(start, end), self.shares)
 
 
 def mixed(number: int) -> int:

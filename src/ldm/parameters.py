@@ -12,7 +12,7 @@ where a value is JSON if it starts as JSON and a comma or the end follows it; el
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ from ldm.checks import shown
 from ldm.details import NAMES
 from ldm.errors import InputError
 from ldm.image import Picture
+from ldm.request import WAYS
 from ldm.schedulers.samplers import SAMPLERS, sampler
 from ldm.schedulers.spacing import SPACINGS
 
@@ -29,7 +30,8 @@ MOST_TEXT = 2**17  # characters; a line of settings may take their square
 AGAIN = "give the file as it was written"
 TEXTS = ("ldm", "parameters")
 TAKEN = (
-    "prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "seed", *NAMES,
+    "prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "seed",
+    *WAYS, *NAMES,
 )  # fmt: skip
 SOLVERS = {name: name for name in SAMPLERS} | {
     "Euler a": "euler_ancestral", "Euler": "euler", "Heun": "heun", "DPM2": "dpm_2", "LMS": "lms",
@@ -41,12 +43,17 @@ SCHEDULES = {name: name for name in SPACINGS} | {
     "Exponential": "exponential", "SGM Uniform": "sgm_uniform", "Beta": "beta",
 }  # fmt: skip
 WHOLE, NUMBER = r"(-?[0-9]{1,30})", r"(-?[0-9]{1,30}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,3})?)"
-SETTINGS = {  # a setting, to an example, its pattern and type, and our names
+SETTINGS: dict[
+    str, tuple[str, str, Callable[[str], Any], list[str]]
+] = {  # a setting, to an example, its pattern and type, and our names
     "Steps": ("20", WHOLE, int, ["num_inference_steps"]),
     "CFG scale": ("7.5", NUMBER, float, ["guidance_scale"]),
     "Seed": ("123", WHOLE, int, ["seed"]),
     "Size": ("512x768", f"{WHOLE}x{WHOLE}", int, ["width", "height"]),
     "Denoising strength": ("0.75", NUMBER, float, ["strength"]),
+    "Clip skip": ("2", WHOLE, lambda said: int(said) - 1, ["clip_skip"]),  # theirs counts the last layer as 1
+    "Variation seed": ("123", WHOLE, int, ["variation_seed"]),
+    "Variation seed strength": ("0.1", NUMBER, float, ["variation_strength"]),
 }
 NEGATIVE = "Negative prompt:"
 NAME = re.compile(r'\s*([^\s:,"\[{][^:,"]*):\s*')

@@ -76,13 +76,14 @@ def encode_weighted(
     prompts: str | Sequence[str],
     weights: bool = True,
     least: int = 1,
+    skip: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states of prompts of any length with weights, [b n·m c'], and pooled text, [b c''] or None.
 
     Prompts of fewer than n chunks are filled up with the empty text's. The means are those of one prompt,
     chunk and encoder. Where all weights are 1 the states are the encoder's, bit for bit; where a mean is 0
     they are w z. The pooled text is that of the first chunk, which weights do not change.
-    weights  as in `chunks`; least: chunks, however short the prompts
+    weights  as in `chunks`; least: chunks, however short the prompts; skip as in `encode_ids`
     Raises InputError as `weighted` does; CheckpointError as `encode_ids` does, or if the tokenizers disagree
     on how many chunks there are.
     """
@@ -100,7 +101,7 @@ def encode_weighted(
             for own, empty in zip(zip(*row, strict=True), chunks(tokenizer, ""), strict=True)
         )  # [n b m]
         # chunk by chunk, so that sums round as they do where there is one
-        states, pools = zip(*(encode_ids(now, encoder) for now in ids), strict=True)
+        states, pools = zip(*(encode_ids(now, encoder, skip) for now in ids), strict=True)
         hidden.append(torch.cat([emphasised(*both) for both in zip(states, weight, strict=True)], dim=1))
         pooled = pooled if pools[0] is None else pools[0]
     return torch.cat(hidden, dim=-1), pooled

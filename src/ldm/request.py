@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checks import dense, inside, number, one_of, whole
+from ldm.checks import dense, number, one_of, whole
 from ldm.details import MOST_GUIDANCE, NAMES, Details, read_details
 from ldm.errors import InputError, KeywordError
 from ldm.family import Family
 from ldm.pictures import Pictures
-from ldm.rows import Prompt, check_guidance, per_prompt, seeds, some
+from ldm.rows import Blend, Prompt, Variation, blends, check_guidance, per_prompt, seeds, some, variations
 from ldm.schedulers import Sampler, sampler
 from ldm.schedulers.spacing import name_of
 
@@ -21,16 +21,17 @@ MOST_PIXELS = 4096 * 4096
 MOST_SIDE = 8192  # pixels
 MOST_IMAGES = 1024
 OUTPUTS = ("pil", "np", "pt", "latent")
+WAYS = ("variation_seed", "variation_strength", "blend_prompt", "blend")  # one or one per image
 KEYWORDS = (
     "prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale",
     "num_images_per_prompt", "seed", "sampler", "latents", "image", "mask_image", "strength",
-    "output_type", "callback", "progress", "record", "depth_map", *NAMES,
+    "output_type", "callback", "progress", "record", "depth_map", *WAYS, *NAMES,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Request:
-    """One call of a pipeline with everything decided. Image i has row i of prompts, negatives and seeds.
+    """One call of a pipeline with everything decided. Image i has row i of all lists.
 
     A prompt is a text, the number of a class, or None, as the family has it. A missing negative one is None.
     """
@@ -38,6 +39,8 @@ class Request:
     prompts: list[Prompt]
     negatives: list[Prompt]
     seeds: list[int]
+    variations: list[Variation]
+    blends: list[Blend]
     height: int
     width: int
     steps: int
@@ -49,8 +52,14 @@ class Request:
 
     def part(self, rows: Sequence[int]) -> "Request":
         """The same of some of the images."""
-        prompts, negatives = ([own[i] for i in rows] for own in (self.prompts, self.negatives))
-        return replace(self, prompts=prompts, negatives=negatives, seeds=[self.seeds[i] for i in rows])
+        return replace(
+            self,
+            prompts=[self.prompts[i] for i in rows],
+            negatives=[self.negatives[i] for i in rows],
+            seeds=[self.seeds[i] for i in rows],
+            variations=[self.variations[i] for i in rows],
+            blends=[self.blends[i] for i in rows],
+        )
 
     @property
     def told(self) -> list[str]:
@@ -72,8 +81,14 @@ class Request:
             "family": family.name,
             **{name: getattr(self.details, name) for name in self.told},
         }
-        rows = zip(self.prompts, self.negatives, self.seeds, strict=True)
-        return [{"prompt": p, "negative_prompt": n, "seed": s, **common} for p, n, s in rows]
+        varied, blended = (any(way.share for way in ways) for ways in (self.variations, self.blends))
+        rows = zip(self.prompts, self.negatives, self.seeds, self.variations, self.blends, strict=True)
+        return [
+            {"prompt": p, "negative_prompt": n, "seed": s, **common}
+            | ({"variation_seed": v.seed, "variation_strength": v.share} if varied else {})
+            | ({"blend_prompt": b.prompt, "blend": b.share} if blended else {})
+            for p, n, s, v, b in rows
+        ]
 
 
 def read(
@@ -90,6 +105,7 @@ def read(
     chosen: str | Sampler | None,
     strength: float | None,
     output_type: str,
+    ways: dict[str, Any],
     details: dict[str, Any],
 ) -> Request:
     """A Request from what the user wrote; None is the family's own. Raises InputError naming the argument."""
@@ -120,6 +136,8 @@ def read(
         prompts=[text for text in prompts for _ in range(times)],
         negatives=[text for text in negatives for _ in range(times)],
         seeds=seeds(seed, count),
+        variations=variations(ways.get("variation_seed"), ways.get("variation_strength"), count),
+        blends=blends(family, ways.get("blend_prompt"), ways.get("blend"), times, count),
         **sides,
         steps=steps,
         guidance=guidance if family.texts else 1.0,
@@ -171,27 +189,6 @@ def start_latents(latents: Any, shape: tuple[int, ...]) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         raise InputError("latents has values that are not finite; draw it from a unit normal")
     return x
-
-
-def encodable(family: Family, images: Any) -> Tensor:
-    """Images [b 3 H W] in [-1, 1], unchanged, that the autoencoder can encode. Raises InputError."""
-    images = dense("images", images, "a tensor [b 3 H W]", (None, 3, None, None))
-    *_, h, w = images.shape
-    factor = family.vae.factor
-    if h % factor or w % factor:
-        raise InputError(f"images of {w}×{h} pixels: both sides must be multiples of {factor}; resize them")
-    if not inside(images, -1.001, 1.001):
-        raise InputError("images has values outside [-1, 1], or that are not finite; rescale it")
-    return images
-
-
-def decodable(family: Family, latents: Any) -> Tensor:
-    """Latents [b c h w], unchanged, that the autoencoder can decode. Raises InputError."""
-    channels = family.vae.latent_channels
-    latents = dense("latents", latents, f"a tensor [b {channels} h w]", (None, channels, None, None))
-    if not bool(torch.isfinite(latents.float()).all()):
-        raise InputError("latents has values that are not finite; take them from a result or pipe.encode")
-    return latents
 
 
 def share(name: str, value: Any) -> float:

@@ -52,8 +52,11 @@ class Result(Sequence[Any]):
 
 
 def merge(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One dict for all images: prompts, negative prompts and seeds as lists, the rest once."""
+    """One dict for all images: prompts, negative prompts, seeds and what differs as lists, the rest once."""
     first, *_ = rows
     lists = {"prompt": "prompts", "negative_prompt": "negative_prompts", "seed": "seeds"}
     own = {plural: [row[name] for row in rows] for name, plural in lists.items()}
-    return own | {name: value for name, value in first.items() if name not in lists}
+    rest = {name: [row[name] for row in rows] for name in first if name not in lists}
+    return own | {
+        name: first[name] if all(v == first[name] for v in all_) else all_ for name, all_ in rest.items()
+    }

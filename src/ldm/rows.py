@@ -1,17 +1,31 @@
 """What a call has for each of its images: a prompt, a negative one, a seed."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.checks import texts, whole
+from ldm.checks import number, texts, whole
 from ldm.clip.config import ClassConfig
 from ldm.errors import InputError
 from ldm.family import Family
 
 Prompt = str | int | None
+
+
+class Variation(NamedTuple):
+    """How far an image's noise is on its way to another seed's."""
+
+    seed: int
+    share: float
+
+
+class Blend(NamedTuple):
+    """How far an image's prompt is on its way to another."""
+
+    prompt: Prompt
+    share: float
 
 
 def some(family: Family, name: str, value: Any) -> list[Prompt]:
@@ -31,32 +45,61 @@ def some(family: Family, name: str, value: Any) -> list[Prompt]:
     return rows
 
 
-def per_prompt(family: Family, value: Any, count: int) -> list[Prompt]:
+def per_prompt(family: Family, value: Any, count: int, name: str = "negative_prompt") -> list[Prompt]:
     """A negative prompt for each prompt; None where it is missing."""
     if value is None:
         return [None] * count
-    rows = some(family, "negative_prompt", value)
+    rows = some(family, name, value)
     if len(rows) == 1:
         return rows * count
     if len(rows) != count:
-        raise InputError(
-            f"negative_prompt has {len(rows)} texts for {count} prompts; give one, or one per prompt"
-        )
+        raise InputError(f"{name} has {len(rows)} texts for {count} prompts; give one, or one per prompt")
     return rows
 
 
-def seeds(value: Any, count: int) -> list[int]:
+def seeds(value: Any, count: int, name: str = "seed") -> list[int]:
     """One seed per image: seed + i from an int, drawn afresh from None."""
     if value is None:
         return torch.randint(2**31, (count,), generator=fresh(), device="cpu").tolist()
     if isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim):
         if len(value) != count:
             raise InputError(
-                f"seed has {len(value)} numbers for {count} images; give one int, or one per image"
+                f"{name} has {len(value)} numbers for {count} images; give one int, or one per image"
             )
-        return [whole("seed", item, 2**63 - 1, least=0) for item in value]
-    first = whole("seed", value, 2**63 - count, least=0)
+        return [whole(name, item, 2**63 - 1, least=0) for item in value]
+    first = whole(name, value, 2**63 - count, least=0)
     return [first + i for i in range(count)]
+
+
+def variations(seed: Any, strength: Any, count: int) -> list[Variation]:
+    """One per image: `variation_seed` + i from an int, drawn afresh from None; strength as in `shares`."""
+    if strength is None:
+        if seed is not None:
+            raise InputError("variation_seed needs variation_strength, from 0 to 1")
+        return [Variation(0, 0.0)] * count
+    return list(
+        map(Variation, seeds(seed, count, "variation_seed"), shares("variation_strength", strength, count))
+    )
+
+
+def blends(family: Family, prompt: Any, share: Any, times: int, count: int) -> list[Blend]:
+    """One per image: `blend_prompt`, one or one per prompt; share as in `shares`."""
+    if (prompt is None) != (share is None):
+        raise InputError("blend_prompt and blend, how far to go to it, are given together")
+    if prompt is None:
+        return [Blend(None, 0.0)] * count
+    rows = [row for row in per_prompt(family, prompt, count // times, "blend_prompt") for _ in range(times)]
+    return list(map(Blend, rows, shares("blend", share, count)))
+
+
+def shares(name: str, value: Any, count: int) -> list[float]:
+    """Numbers from 0 to 1, one for all images or one per image."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim):
+        rows = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
+        if len(rows) != count:
+            raise InputError(f"{name} has {len(rows)} numbers for {count} images; give one, or one per image")
+        return [number(name, row, 0, 1) for row in rows]
+    return [number(name, value, 0, 1)] * count
 
 
 def fresh() -> torch.Generator:

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ldm.checks import whole
 from ldm.errors import InputError
+from ldm.hearing import denoiser
 from ldm.noise import Noise
 from ldm.pictures import Pictures
 from ldm.pipeline import Pipeline
 from ldm.request import Request, read
 from ldm.result import Result
-from ldm.schedulers import Sampler, sampler, solvers
+from ldm.schedulers import Sampler, solvers
 
 DDIM = "ddim"
 
@@ -58,7 +59,7 @@ def invert(
         raise InputError("image is missing; give the picture to invert")
     schedule = family.schedule
     path = request.sampler.path(schedule, request.steps, family.spacing, schedule.at(0))
-    denoise = pipe.denoiser(request, Pictures(), Noise(request.seeds, (1, 1, 1)))
+    denoise = denoiser(pipe, request, Pictures(), Noise(request.seeds, (1, 1, 1)))
     rounds = whole("rounds", rounds, 1000)
     walk = list(
         solvers.invert(denoise, pipe.encode(pictures.image), path, rounds=rounds, tolerance=tolerance)
@@ -67,12 +68,12 @@ def invert(
     return Inverted(walk[-1][0], same, [miss for _, miss in walk])
 
 
-def asked(pipe: Pipeline, prompt: Any, options: Mapping[str, Any], chosen: Any = DDIM) -> Request:
+def asked(pipe: Pipeline, prompt: Any, options: Mapping[str, Any]) -> Request:
     """A request for one image without guidance, of the size and steps among the options."""
     sizes = {name: options.get(name) for name in ("height", "width", "num_inference_steps")}
     return read(
         pipe.family, prompt, None, **sizes, guidance_scale=1.0, num_images_per_prompt=1, seed=0,
-        chosen=chosen, strength=None, output_type="pil", details={},
+        chosen=DDIM, strength=None, output_type="pil", ways={}, details={},
     )  # fmt: skip
 
 
@@ -95,34 +96,62 @@ def edit(
     return pipe(new_prompt, latents=found.latents, sampler=found.sampler, **options)
 
 
-def interpolate(
-    pipe: Pipeline, prompt: Any, seeds: tuple[int, int], frames: int = 16, **options: Any
-) -> Result:
-    """A sequence of images from one seed's to another's, on the great circle between their noises.
+def interpolate(pipe: Pipeline, prompt: Any, seeds: Any, frames: int = 16, **options: Any) -> Result:
+    """A sequence of images from one prompt's or seed's to another's; `ldm.animate` makes a moving picture.
 
-    The first and the last are what `pipe(prompt, seed=…)` draws; `ldm.animate` makes a moving picture. Where
-    the family's sampler draws fresh noise at every step, and no other is given, all are drawn by ddim.
+    Tokens and noises, also those of every step, go along great circles (`circle.slerp`). The first and the
+    last image are what `pipe` draws of the first prompt and seed, and of the last.
+    prompt   one, or two to go from and to
+    seeds    one, or two
     frames   how many, 2 to 1024
     options  as of `pipe`
-    Raises InputError as `pipe` does, and for samplers that draw fresh noise, which has no way between.
+    Raises InputError as `pipe` does.
     """
-    refuse(options, "seed", "latents", "image", "mask_image", "num_images_per_prompt")
+    decided = ("seed", "latents", "image", "mask_image", "num_images_per_prompt")
+    refuse(options, *decided, "variation_seed", "variation_strength", "blend_prompt", "blend")
     frames = whole("frames", frames, 1024, least=2)
-    if not isinstance(seeds, (tuple, list)) or len(seeds) != 2:
-        raise InputError("seeds must be two whole numbers, of the first and the last image")
-    if not isinstance(prompt, str):
-        raise InputError("prompt must be one str")
-    if options.get("sampler") is None and sampler(pipe.family.sampler).eta:
-        options["sampler"] = DDIM
-    request = asked(pipe, prompt, options, options.get("sampler"))
-    if request.sampler.eta:
-        raise InputError(f"{request.sampler.name} draws fresh noise; take ddim or another that does not")
-    factor = pipe.family.vae.factor
-    shape = (pipe.family.vae.latent_channels, request.height // factor, request.width // factor)
-    a, b = Noise([whole("seeds", seed, 2**63 - 1, least=0) for seed in seeds], shape)()
+    (here, there), (first, last) = ends("prompt", prompt), ends("seeds", seeds)
     shares = torch.linspace(0, 1, frames, device="cpu").tolist()
-    latents = torch.stack([slerp(a, b, share) for share in shares])
-    return pipe([prompt] * frames, latents=latents, **options)
+    ways: dict[str, Any] = {}
+    if here != there:
+        ways = {"blend_prompt": there, "blend": shares}
+    if first != last:
+        ways |= {"variation_seed": [last] * frames, "variation_strength": shares}
+    return pipe([here] * frames, seed=[first] * frames, **ways, **options)
+
+
+def vary(
+    pipe: Pipeline,
+    prompt: Any,
+    seed: int,
+    number: int = 4,
+    strength: float = 0.2,
+    *,
+    variation_seed: Any = None,
+    **options: Any,
+) -> Result:
+    """Images like the one that `pipe(prompt, seed=seed)` draws: their noise is on its way to other seeds'.
+
+    number    of images
+    strength  how far, 0 (the same image) to 1 (that of the other seed)
+    variation_seed  of the first, the next ones follow; None: drawn afresh
+    options   as of `pipe`; with image=…, variations of what is drawn from that
+    Raises InputError as `pipe` does.
+    """
+    refuse(options, "seed", "variation_strength", "num_images_per_prompt")
+    count = whole("number", number, 1024)
+    seeds = [whole("seed", seed, 2**63 - 1, least=0)] * count
+    ways = {"variation_seed": variation_seed, "variation_strength": strength}
+    return pipe([prompt] * count, seed=seeds, **ways, **options)
+
+
+def ends(name: str, value: Any) -> tuple[Any, Any]:
+    """Where a way begins and ends: two things, or one that stays."""
+    if not isinstance(value, (tuple, list)):
+        return value, value
+    if len(value) != 2:
+        raise InputError(f"{name} must be one, or two to go from and to, not {len(value)}")
+    return value[0], value[1]
 
 
 def refuse(options: dict[str, Any], *names: str) -> None:
@@ -130,15 +159,3 @@ def refuse(options: dict[str, Any], *names: str) -> None:
     for name in names:
         if name in options:
             raise InputError(f"{name} is decided by the task itself; leave it out")
-
-
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """The point at a share of the way from a to b on the great circle (Shoemake 1985); lengths go along."""
-    if share in (0, 1):
-        return b if share else a
-    long_a, long_b = a.norm(), b.norm()
-    angle = torch.arccos(((a / long_a) * (b / long_b)).sum().clamp(-1, 1))
-    if angle.sin() < 1e-4:
-        return torch.lerp(a, b, share)
-    way = torch.sin((1 - share) * angle) * a / long_a + torch.sin(share * angle) * b / long_b
-    return way / angle.sin() * torch.lerp(long_a, long_b, share)

@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 class TextEncoder(nn.Module):
     """ids [b n], n ≤ config.length -> hidden states [b n width], of the layer and norm that the family uses.
 
+    skip: how many more of the last layers are left out ("clip skip"); the pooled text is that of all layers.
     Padding is attended to like any token: the models were trained without a mask, so the pad id matters.
     """
 
@@ -33,25 +34,29 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.pool = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.hidden(ids)[0]
+    def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
+        return self.hidden(ids, skip)[0]
 
-    def pooled(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def pooled(self, ids: Tensor, skip: int = 0) -> tuple[Tensor, Tensor | None]:
         """The hidden states, and the pooled text [b projection]: the end token's last state, projected."""
-        hidden, x = self.hidden(ids)
+        hidden, x = self.hidden(ids, skip)
         if self.pool is None:
             return hidden, None
-        for block in self.blocks[len(self.blocks) - self.config.skip :]:
+        for block in self.blocks[self.heard(skip) :]:
             x = block(x)
         ends = ids.argmax(dim=-1)  # the end token has the highest id
         return hidden, self.pool(self.norm(x)[torch.arange(len(ids), device=ids.device), ends])
 
-    def hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def hidden(self, ids: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
         """The hidden states that the UNet hears, and what the layers not yet run would go on from."""
         x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
-        for block in self.blocks[: len(self.blocks) - self.config.skip]:
+        for block in self.blocks[: self.heard(skip)]:
             x = block(x)
         return self.norm(x) if self.config.final_norm else x, x
+
+    def heard(self, skip: int) -> int:
+        """How many layers the UNet hears the result of."""
+        return len(self.blocks) - self.config.skip - skip
 
 
 class Block(nn.Module):
