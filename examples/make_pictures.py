@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 import ldm
@@ -49,6 +50,29 @@ def denoising_strip(pipe: ldm.Pipeline, prompt: str = PROMPTS[0], shown: int = 8
     return sheet(rows)
 
 
+def tasks(pipe: ldm.Pipeline) -> Image.Image:
+    """Noise taken away, pixels added, a half repainted, a side added, words found; and a way between two."""
+    star, heart, squares, ring, *_ = PROMPTS
+    quiet = {"progress": False}
+    plain = pipe([star, heart, squares], seed=[0, 1, 2], **quiet)
+    noise = np.random.default_rng(0).normal(0, 60, (64, 64, 3))
+    noisy = Image.fromarray((np.asarray(plain[0]) + noise).clip(0, 255).astype("uint8"))
+    small = plain[1].resize((32, 32), Image.Resampling.BOX)
+    right = Image.new("L", (64, 64), 0)
+    right.paste(255, (24, 0, 64, 64))
+    new = "a small green star to the left of a large yellow heart on a navy background"
+    with ldm.record_attention(pipe) as maps:
+        drawn = pipe(ring, seed=3, **quiet)[0]
+    top = [
+        noisy, ldm.denoise(pipe, noisy, **quiet)[0],
+        small.resize((64, 64), Image.Resampling.NEAREST), ldm.upscale(pipe, small, heart, seed=0, **quiet)[0],
+        plain[0], pipe(new, image=plain[0], mask_image=right, strength=1.0, seed=4, **quiet)[0],
+        drawn, maps.overlay("purple ring", layers="up"),
+    ]  # fmt: skip
+    way = ldm.interpolate(pipe, (star, ring), (0, 3), 8, **quiet)
+    return sheet([[enlarged(image, 2) for image in row] for row in (top, list(way))])
+
+
 def picture(pipe: ldm.Pipeline, latent: object) -> Image.Image:
     """A latent [1 c h w] decoded."""
     pixels = (pipe.decode(latent)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
@@ -56,11 +80,12 @@ def picture(pipe: ldm.Pipeline, latent: object) -> Image.Image:
 
 
 def main() -> None:
-    """Draw and write both."""
+    """Draw and write all."""
     DOCS.mkdir(exist_ok=True)
     pipe = ldm.load()
     prompt_grid(pipe).save(DOCS / "prompt-grid.png", optimize=True)
     denoising_strip(pipe).save(DOCS / "denoising-strip.png", optimize=True)
+    tasks(pipe).save(DOCS / "tasks.png", optimize=True)
 
 
 if __name__ == "__main__":

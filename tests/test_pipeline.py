@@ -1,5 +1,6 @@
 """Laws of a call: what an image depends on, and what it does not."""
 
+import signal
 import threading
 from dataclasses import replace
 
@@ -197,6 +198,26 @@ def test_an_error_in_the_callback_is_the_callers(pipe):
 
     with pytest.raises(KeyError, match="mine"):
         pipe("a", progress=False, callback=stop)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m_sde", "uni_pc"])
+def test_ctrl_c_leaves_the_pipeline_as_it_was(pipe, name):
+    options = {
+        "seed": 1,
+        "sampler": name,
+        "num_inference_steps": 3,
+        "output_type": "latent",
+        "progress": False,
+    }
+    before = pipe("a cat", **options).latents
+
+    def stop(module, args, out):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), hooked(pipe.unet, stop), ldm.record_attention(pipe):
+        pipe("a cat", **options)
+    assert torch.is_grad_enabled() and not any(m._forward_hooks for m in pipe.unet.modules())
+    assert torch.equal(pipe("a cat", **options).latents, before)
 
 
 def test_progress_is_one_bar_that_can_be_silenced(pipe, capsys):

@@ -9,6 +9,7 @@ import torch
 import ldm
 from ldm.circle import slerp
 from ldm.errors import InputError
+from tests.reduced import make as reduced
 from tests.tiny import error, unit_noise
 
 QUIET = {"progress": False}
@@ -68,6 +69,23 @@ def test_a_way_between_prompts_and_seeds_begins_and_ends_at_the_plain_images(pip
         assert error(way[i : i + 1], pipe(prompt, seed=seed, **options).latents) <= 1e-5
     steps = [error(a, b) for a, b in pairwise(way)]
     assert min(steps) > 0.05 and error(way[0], way[4]) > max(steps)
+
+
+@pytest.mark.parametrize("output", ["pil", "np", "pt", "latent"])
+def test_a_way_is_the_same_in_one_batch_and_in_several(pipe, output):
+    options = {"num_inference_steps": 2, "output_type": output, **QUIET}
+    one, several = (ldm.interpolate(pipe, "a cat", (3, 8), 5, batch=batch, **options) for batch in (5, 2))
+    assert error(several.latents, one.latents) <= 1e-5 and len(several) == 5
+    assert type(several.images) is type(one.images) and several.parameters == one.parameters
+
+
+@pytest.mark.parametrize(("name", "prompts"), [("ldm-celeba256", None), ("ldm-cin256", (3, 7))])
+def test_models_that_hear_classes_or_nothing_have_ways_too(name, prompts):
+    family = reduced(name)
+    options = {"num_inference_steps": 2, "output_type": "latent", **QUIET}
+    way = ldm.interpolate(family, prompts, (1, 2), 3, **options).latents
+    last = family(prompts[1] if prompts else None, seed=2, **options).latents
+    assert error(way[2:], last) <= 1e-5 and error(way[1:2], last) > 0.01
 
 
 def test_a_frame_tells_how_it_is_drawn_again(pipe, tmp_path):

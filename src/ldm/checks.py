@@ -1,7 +1,8 @@
 """Checks of one argument each, shared by all doors: what fits is given back, all else is an InputError."""
 
 import operator
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ldm.errors import InputError
 
 Shape = tuple[int | None, ...]  # None is any size but 0
+REAL = re.compile(r"torch\.(bool|u?int(8|16|32|64)|b?float(16|32|64)|float8_\w+)")  # types of real numbers
 
 
 def whole(name: str, value: Any, most: int, default: int | None = None, least: int = 1) -> int:
@@ -61,26 +63,33 @@ def texts(name: str, value: Any) -> list[str]:
     return list(rows)
 
 
+def refuse(options: Mapping[str, Any], *names: str) -> None:
+    """Raises InputError for options that a task decides itself."""
+    for name in names:
+        if name in options:
+            raise InputError(f"{name} is decided by the task itself; leave it out")
+
+
 def dense(name: str, value: Any, wanted: str, *shapes: Shape) -> Tensor:
     """A tensor of one of the shapes, unchanged; it holds real numbers. `wanted` says so in the message."""
-    good = isinstance(value, Tensor) and value.layout == torch.strided
-    if (
-        not good
-        or value.is_meta
-        or value.is_complex()
-        or not any(fits(value.shape, shape) for shape in shapes)
-    ):
+    if not (isinstance(value, Tensor) and plain(value) and any(fits(value.shape, shape) for shape in shapes)):
         raise InputError(f"{name} must be {wanted} of real numbers, not {shown(value)}")
     return value
 
 
-def real(name: str, value: Any, wanted: str, *shapes: Shape) -> Tensor:
-    """A numpy array or tensor of one of the shapes as float32, detached. `wanted` is for the message."""
-    if not isinstance(value, np.ndarray):
-        return dense(name, value, wanted, *shapes).detach().float()
-    plain = value.dtype.kind in "buif" and value.dtype.itemsize <= 8  # torch has no long double
-    if not plain or not any(fits(value.shape, shape) for shape in shapes):
-        raise InputError(f"{name} must be {wanted} of real numbers, not {shown(value)}")
+def plain(value: Any) -> bool:
+    """Whether it is a numpy array or tensor of real numbers, all of them there, that torch has a type for."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "buif" and value.dtype.itemsize <= 8
+    strided = isinstance(value, Tensor) and value.layout == torch.strided
+    held = strided and not (value.is_meta or value.is_nested)
+    return held and REAL.fullmatch(str(value.dtype)) is not None
+
+
+def floats(value: np.ndarray | Tensor) -> Tensor:
+    """A plain array or tensor as float32, detached."""
+    if isinstance(value, Tensor):
+        return value.detach().float()
     with np.errstate(over="ignore"):  # becomes infinite, and is then out of range
         # a copy, because the array may be read-only, turned round or of another byte order
         return torch.from_numpy(np.array(value, np.float32, order="C"))
@@ -103,6 +112,8 @@ def fits(found: Sequence[int], shape: Shape) -> bool:
 
 def shown(value: Any) -> str:
     """A value in a few words."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return "a nested tensor"
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)} of {value.dtype}, {value.layout} on {value.device}"
     if isinstance(value, np.ndarray):

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +17,7 @@ from ldm.checkpoint.save import LAYOUTS
 from ldm.checks import whole
 from ldm.errors import InputError, LdmError
 from ldm.image import write
+from ldm.reading import checked, told
 from ldm.request import MOST_IMAGES
 from ldm.rows import hears_classes
 from ldm.schedulers.samplers import SAMPLERS
@@ -33,6 +35,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for bad input (one sentence on stderr), 130 for Ctrl-C."""
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of damaged files is in our sentence
     options = parser().parse_args(arguments)
     try:
         options.run(options)
@@ -173,12 +176,10 @@ def size(text: str) -> tuple[int, int]:
 
 
 def picture(option: str, path: str | None) -> Image.Image | None:
-    """A picture read completely."""
+    """A picture read completely. Raises InputError for what is none."""
     if path is None:
         return None
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{option} {path} cannot be read as a picture: {error}") from error
+    name = f"{option} {path}"
+    with told(name, "give another file"), warnings.catch_warnings(), open(path, "rb") as file:
+        warnings.simplefilter("ignore")  # Pillow's of large and odd files: they are read or refused
+        return checked(Image.open(file), name)

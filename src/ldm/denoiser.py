@@ -110,10 +110,12 @@ def grouped(parts: Sequence[tuple[list[int], Denoise]]) -> Denoise:
     if len(parts) == 1:
         return parts[0][1]
 
+    order = [row for rows, _ in parts for row in rows]
+    places = [order.index(row) for row in range(len(order))]
+
     def denoise(x: Tensor, level: Level) -> Tensor:
-        x0 = torch.empty_like(x)
-        for rows, part in parts:
-            x0[rows] = part(x[rows], level)
-        return x0
+        images = x.unbind()  # a list as an index would be sent to a GPU at every call
+        x0 = [y for rows, part in parts for y in part(torch.stack([images[i] for i in rows]), level)]
+        return torch.stack([x0[place] for place in places])
 
     return denoise

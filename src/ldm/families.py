@@ -72,7 +72,7 @@ SDXL = Family(
         vector_dim=2816,
         linear=True,
     ),
-    vae=VAEConfig(scale=0.13025),
+    vae=VAEConfig(scale=0.13025, overflows=True),
     texts=(Text(replace(CLIP_L, skip=1, final_norm=False)), BIG_G),
     vector="size",
     blank=True,

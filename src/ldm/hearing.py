@@ -18,6 +18,7 @@ from ldm.request import Request
 from ldm.rows import hears_classes, some
 from ldm.schedulers.solvers import Denoise
 from ldm.sight import SEES, Sight
+from ldm.watching import watched
 
 
 def denoiser(model: Model, request: Request, pictures: Pictures, noise: Draws) -> Denoise:
@@ -28,7 +29,7 @@ def denoiser(model: Model, request: Request, pictures: Pictures, noise: Draws) -
     for chunks, rows in groups.items():  # apart, so that no image depends on the length of other prompts
         own = None if seen is None else seen[rows]
         parts.append((rows, guided(model, request.part(rows), own, chunks)))
-    return grouped(parts)
+    return grouped(watched(model, request, parts))
 
 
 def guided(model: Model, request: Request, seen: Tensor | None, chunks: int) -> Denoiser:

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ldm.checks import Shape, are_bytes, inside, real
+from ldm.checks import are_bytes
 from ldm.errors import InputError
+from ldm.layouts import ARRAYS, MASKS, TENSORS, laid_out, within
+from ldm.reading import colours, luma
 
 
 class Picture(Image.Image):
@@ -83,62 +85,49 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def from_any(image: Any, size: tuple[int, int], name: str = "image") -> Tensor:
-    """A picture as float32 [1 3 H W] in [-1, 1], brought to `size` (width, height) if it is a PIL image.
+    """A picture as float32 [1 3 H W] in [-1, 1] on the CPU. `size` is its width and height.
 
-    PIL image, numpy [H W 3] in [0, 1], or tensor [3 H W] or [1 3 H W] in [-1, 1]; uint8 is 0..255 in both.
-    Arrays must have the size. Raises InputError for anything else and for values out of range.
+    A PIL image is brought to `size`, squeezed if its shape is another, and read as `reading` says: upright, a
+    transparent one laid on white, modes I and F refused. Arrays must have the size: numpy [H W 3] in [0, 1],
+    tensors [3 H W] or [1 3 H W] in [-1, 1]; bytes (uint8) are 0..255 in both, other whole numbers refused.
+    Raises InputError for anything else and for values out of range.
     """
-    w, h = size
     if isinstance(image, Image.Image):
-        image = fitted(image, size, name, "RGB", Image.Resampling.LANCZOS)
-    array = isinstance(image, np.ndarray)
-    shapes: list[Shape] = [(h, w, 3)] if array else [(3, h, w), (1, 3, h, w)]
+        image = colours(image, size, name)
+    array, (w, h) = isinstance(image, np.ndarray), size
     wanted = f"a PIL image, an array {(h, w, 3)} or a tensor {(3, h, w)}"
-    x, valid = real(name, image, wanted, *shapes).cpu(), "[-1, 1]"
+    x = laid_out(name, image, wanted, ARRAYS if array else TENSORS, size)
     if are_bytes(image):
         x = x / 127.5 - 1
+    elif not (image.dtype.kind == "f" if array else image.is_floating_point()):
+        raise InputError(f"{name} has numbers of {image.dtype}; give uint8 from 0 to 255, or floats")
     elif array:
-        x, valid = x * 2 - 1, "[0, 1]"
-    if not inside(x, -1.001, 1.001):
-        raise InputError(f"{name} has values outside {valid}, or that are not finite; rescale it")
+        x = 2 * within(name, x, 0, "divide it by 255, or make it uint8", "halve it and add 0.5") - 1
+    else:
+        within(name, x, -1, "divide it by 127.5 and take 1 away, or make it uint8", "rescale it")
     return rearrange(x, "h w c -> 1 c h w") if array else x.reshape(1, 3, h, w)
 
 
 def mask_from_any(mask: Any, size: tuple[int, int]) -> Tensor:
-    """A mask as float32 [1 1 H W], 1 where to repaint, brought to `size` if it is a PIL image (white).
+    """A mask as float32 [1 1 H W] on the CPU. `size` is its width and height.
 
-    PIL image, or numpy or tensor [H W], [1 H W], [1 1 H W] or [H W 1]: bool, in [0, 1], or uint8 0..255.
+    1 (white) is what to repaint, 0 (black) what to keep; between, both are mixed in that share.
+    A PIL image is brought to `size`, and read as `reading` says: upright, colours as their luma, a
+    transparent one refused. Arrays must have the size, numpy or tensor: [H W], [1 H W], [1 1 H W] or [H W 1],
+    bool, in [0, 1], or uint8 0..255.
     Raises InputError for anything else, for values out of range, and for bytes that are only 0 and 1.
     """
-    w, h = size
+    name = "mask_image"
     if isinstance(mask, Image.Image):
-        mask = fitted(mask, size, "mask_image", "L", Image.Resampling.NEAREST)
-    wanted = f"a PIL image or an array {(h, w)}"
-    x = real("mask_image", mask, wanted, (h, w), (1, h, w), (1, 1, h, w), (h, w, 1)).cpu()
+        mask = luma(mask, size, name)
+    w, h = size
+    x = laid_out(name, mask, f"a PIL image or an array {(h, w)}", MASKS, size)
     if are_bytes(mask):
         if x.max() == 1:
             raise InputError("mask_image has bytes 0 and 1 alone, but white is 255; make it bool")
         x = x / 255
-    if not inside(x, 0, 1):
-        raise InputError("mask_image has values outside [0, 1]; 1 (white) is what to repaint")
+    within(name, x, 0, "make it bool where to repaint, or uint8", "rescale it", 0)
     return x.reshape(1, 1, h, w)
-
-
-def fitted(
-    image: Image.Image, size: tuple[int, int], name: str, mode: str, how: Image.Resampling
-) -> np.ndarray:
-    """A PIL image upright and brought to `size` (width, height), as uint8 of a mode. Raises InputError."""
-    if image.mode == "F" or image.mode.startswith("I;16"):
-        raise InputError(f"{name} has PIL's mode {image.mode}, of no certain range; scale it to 8 bits")
-    if 0 in image.size:
-        raise InputError(
-            f"{name} is a PIL image of {image.size[0]}×{image.size[1]} pixels; give one with some"
-        )
-    try:
-        upright = ImageOps.exif_transpose(image).convert(mode)
-    except (OSError, ValueError) as error:  # cut short, or closed
-        raise InputError(f"{name} cannot be read as a picture: {error}; open it again") from error
-    return np.array(upright if upright.size == size else upright.resize(size, how))
 
 
 def write(image: Image.Image, path: Path, **options: Any) -> None:

@@ -25,7 +25,9 @@ def load(
     source   an official single file, .safetensors or .ckpt; a folder in the layout of diffusers; None;
              with the extra `hub` also a name there: org/name, or org/name/file.safetensors
     family   a name of `ldm.families()`, where a file cannot tell
-    dtype    of the networks. Tensors of that dtype map the file and cost no memory until they are used.
+    dtype    of the networks. Tensors of that dtype map the file and cost no memory until they are used. The
+             values of SDXL's autoencoder overflow float16: there it is float32, unless its folder says
+             that it need not be (force_upcast)
     variant  of a folder's files, such as "fp16", where there are several
     copy     read into memory what would be mapped: for files that may change while they are in use
     ema      whether the UNet is to have the moving averages of its weights; None: where the file has them and

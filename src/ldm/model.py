@@ -35,6 +35,12 @@ class Origin:
     averaged: bool = False  # whether the UNet's weights were moving averages in the file
 
 
+def fitting(family: Family, name: str, dtype: torch.dtype) -> torch.dtype:
+    """What a network computes in where `dtype` is asked for: float32 if float16 is too narrow for it."""
+    narrow = name == "vae" and family.vae.overflows and dtype == torch.float16
+    return torch.float32 if narrow else dtype
+
+
 class Model:
     """The networks of one model."""
 
@@ -62,10 +68,14 @@ class Model:
         return f"{type(self).__name__}({self.family.name}, {count:,} parameters, {dtype}, {device})"
 
     def to(self: Self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move and convert all networks in place; returns self. Raises DeviceError and InputError."""
+        """Move and convert all networks in place, as `ldm.load`; returns self.
+
+        Raises DeviceError and InputError.
+        """
         target = find_device(device if device is not None else self.device)
-        for network in self.networks():
-            network.to(device=target, dtype=check_dtype(dtype) if dtype is not None else None)
+        for name, network in self.named_networks().items():
+            wanted = None if dtype is None else fitting(self.family, name, check_dtype(dtype))
+            network.to(device=target, dtype=wanted)
         return self
 
     def named_networks(self) -> dict[str, nn.Module]:

@@ -34,7 +34,7 @@ class Noise:
             torch.randn(shape or self.shape, generator=g, dtype=torch.float32, device="cpu")
             for g in self.generators
         ]
-        return torch.stack(rows).to(self.device)
+        return sent(torch.stack(rows), self.device)
 
 
 class Draws(Protocol):
@@ -73,7 +73,7 @@ class Brownian:
     def between(self, a: float, b: float) -> Tensor:
         """(W(b) - W(a)) / sqrt(b - a): unit noise [b c h w], float32."""
         a, b = (min(max(lam, self.start), self.end) for lam in (a, b))
-        return ((self.at(b) - self.at(a)) / sqrt(b - a)).to(self.device)
+        return sent((self.at(b) - self.at(a)) / sqrt(b - a), self.device)
 
     def _at(self, lam: float) -> Tensor:
         """W(lambda), [b c h w]."""
@@ -110,6 +110,12 @@ class BrownianWay:
     def between(self, start: float, end: float) -> Tensor:
         """As of `Brownian`. [b c h w]"""
         return slerp_rows(self.a.between(start, end), self.b.between(start, end), self.shares)
+
+
+def sent(x: Tensor, device: torch.device | str) -> Tensor:
+    """x of the CPU on a device. The host does not wait: CUDA fetches by itself what is in pinned memory."""
+    cuda = torch.device(device).type == "cuda"
+    return (x.pin_memory() if cuda else x).to(device, non_blocking=cuda)
 
 
 def mixed(number: int) -> int:

@@ -211,6 +211,8 @@ def reused(source: Any, changes: Mapping[str, Any], family: str) -> dict[str, An
     said = parameters(source)
     if said.get("family", family) != family:
         raise InputError(f"{shown(source)} was drawn by {said['family']}, not {family}; load that model")
+    if "task" in said:
+        raise InputError(f"{shown(source)} was made by ldm.{said['task']}; call that again")
     if "strength" in said and "image" not in changes:
         raise InputError(f"{shown(source)} was drawn from a picture, which it does not hold; give image=…")
     return arguments(said, changes)

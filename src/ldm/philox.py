@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm.checks import whole
 from ldm.errors import InputError
+from ldm.noise import sent
 
 ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -41,7 +42,7 @@ class Philox:
     def __call__(self, shape: tuple[int, int, int] | None = None) -> Tensor:
         rows = [normal(seed, shape or self.shape, self.offset) for seed in self.seeds]
         self.offset += PER_CALL
-        return torch.stack(rows).to(self.device)
+        return sent(torch.stack(rows), self.device)
 
 
 def normal(seed: int, shape: Sequence[int], offset: int = 0) -> Tensor:

@@ -7,10 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.checks import inside, real
+from ldm.checks import inside
 from ldm.errors import InputError
 from ldm.family import Family
 from ldm.image import from_any, mask_from_any
+from ldm.layouts import ARRAYS, DEPTHS, TENSORS, laid_out, sides
+from ldm.reading import upright_size
 
 NEEDS = {  # what a UNet sees beside the latent, to the arguments it is made of
     "inpaint": ("image", "mask_image"),
@@ -47,8 +49,11 @@ class Pictures(NamedTuple):
         """As tensors, of the size of the images to be made; small ones of the size they have to be."""
         smaller = family.vae.factor if enlarges(family) else 1
         size = (width // smaller, height // smaller)
+        image = None if self.image is None else from_any(self.image, size)
+        if isinstance(self.mask, Image.Image):
+            check_alike(size_of(self.image) or size, self.mask)
         return Pictures(
-            None if self.image is None else from_any(self.image, size),
+            image,
             None if self.mask is None else mask_from_any(self.mask, size),
             None if self.depth is None else depth_from_any(self.depth),
         )
@@ -70,26 +75,45 @@ def enlarges(family: Family) -> bool:
 
 def grown(family: Family, image: Any, height: int | None, width: int | None) -> tuple[int | None, int | None]:
     """The size of the images to be made: what is asked for, or of a small picture enlarged."""
-    if not enlarges(family) or (height is not None and width is not None):
+    own = size_of(image)
+    if not enlarges(family) or own is None:
         return height, width
-    if isinstance(image, Image.Image):
-        w, h = image.size
-    elif isinstance(image, np.ndarray) and image.ndim == 3:
-        h, w, _ = image.shape
-    elif isinstance(image, Tensor) and image.ndim >= 2:
-        h, w = image.shape[-2:]
-    else:
-        return height, width
+    w, h = own
     factor = family.vae.factor
     return height or h * factor, width or w * factor
 
 
+def as_it_is(image: Any) -> Tensor:
+    """A picture as float32 [1 3 H W] in [-1, 1], of the size that it has. Raises InputError."""
+    return from_any(image, size_of(image) or (1, 1))
+
+
+def size_of(image: Any) -> tuple[int, int] | None:
+    """Width and height of a picture as it is seen; None of what is none. Raises InputError for a bad one."""
+    if isinstance(image, Image.Image):
+        return upright_size(image, "image")
+    return sides(image, ARRAYS if isinstance(image, np.ndarray) else TENSORS)
+
+
+def check_alike(size: tuple[int, int], mask: Image.Image) -> None:
+    """Raises InputError for a mask that is not the picture of `size` larger or smaller, but for a pixel."""
+    (w, h), (width, height) = size, upright_size(mask, "mask_image")
+    if abs(w * height - h * width) > max(w, h, width, height):
+        raise InputError(
+            f"mask_image has {width}×{height} pixels and another shape than image with {w}×{h}, so that it "
+            "marks something else; cut or resize either"
+        )
+
+
 def depth_from_any(depth: Any) -> Tensor:
-    """A depth map as float32 [1 1 H W]. Raises InputError for anything but finite numbers of two sizes."""
-    shapes = [(None, None), (1, None, None), (1, 1, None, None)]
-    x = real("depth_map", depth, "an array or tensor [H W]", *shapes).cpu()
+    """A depth map as float32 [1 1 H W] on the CPU: an array or tensor [H W], [1 H W] or [1 1 H W].
+
+    Its numbers are real, of any type, size and range: what the network sees of them goes from -1 to 1.
+    Raises InputError for anything else, and for values that are not finite or all the same.
+    """
+    x = laid_out("depth_map", depth, "an array or tensor [H W]", DEPTHS)
     if not inside(x, -1e30, 1e30):
-        raise InputError("depth_map has values that are not finite; take them out")
+        raise InputError("depth_map has values that are not finite, or beyond 1e30; take them out")
     if x.max() == x.min():
         raise InputError("depth_map is the same everywhere; give one that tells near from far")
     return x.reshape(1, 1, *x.shape[-2:])

@@ -15,13 +15,12 @@ from ldm.conditioning import Conditioning
 from ldm.details import NAMES
 from ldm.drawing import drawing, moving
 from ldm.hearing import condition, denoiser
-from ldm.image import to_numpy, to_pil, to_unit
 from ldm.model import Model
 from ldm.parameters import reused
 from ldm.parts import between, knowing, latent_mask, noised, paste, shorten
 from ldm.pictures import Pictures, grown, starts_at_image
 from ldm.request import WAYS, Callback, Request, read, refuse_odd, start_latents
-from ldm.result import Result, merge
+from ldm.result import Result, merge, presented
 from ldm.schedulers import Sampler
 from ldm.schedulers.spacing import Path
 from ldm.trajectory import Trajectory
@@ -155,7 +154,5 @@ class Pipeline(Adapted):
             images = decode(self, x, request.details.tile)
             if pictures.image is not None and pictures.mask is not None and self.family.beside != "inpaint":
                 images = paste(images, pictures.image, pictures.mask)
-            images = to_unit(images)
-            images = images if request.output == "pt" else to_numpy(images)
-            images = to_pil(images, said) if request.output == "pil" else images
+            images = presented(images, request.output, said)
         return Result(images, x, request.seeds, merge(said))

@@ -55,8 +55,16 @@ def chunks(tokenizer: Words, text: str, weights: bool = True) -> tuple[Tensor, T
     weights  False: brackets, backslashes and BREAK are text like any other, and all weights are 1
     Raises InputError as `weighted` does.
     """
+    rows = in_chunks(tokenizer, text, weights)
+    ids = [tokenizer.fit([token for token, _ in row]) for row in rows]
+    beside = [[1.0, *(w for _, w in row), *[1.0] * (tokenizer.length - 1 - len(row))] for row in rows]
+    return torch.tensor(ids, device="cpu"), torch.tensor(beside, dtype=torch.float32, device="cpu")
+
+
+def in_chunks(tokenizer: Words, text: str, weights: bool = True) -> list[list[tuple[int, float]]]:
+    """The ids of a prompt and their weights, chunk by chunk, without start, end and padding; as `chunks`."""
     rows: list[list[tuple[int, float]]] = [[]]
-    for part, weight in weighted(text) if weights else [(text, 1.0)]:
+    for part, weight in pieces_of(text, weights):
         if weight < 0:
             rows.append([])
             continue
@@ -64,10 +72,12 @@ def chunks(tokenizer: Words, text: str, weights: bool = True) -> tuple[Tensor, T
             if len(rows[-1]) == tokenizer.length - 2:
                 rows.append([])
             rows[-1].append((token, weight))
-    rows = rows if rows[-1] else rows[:-1] or [[]]
-    ids = [tokenizer.fit([token for token, _ in row]) for row in rows]
-    beside = [[1.0, *(w for _, w in row), *[1.0] * (tokenizer.length - 1 - len(row))] for row in rows]
-    return torch.tensor(ids, device="cpu"), torch.tensor(beside, dtype=torch.float32, device="cpu")
+    return rows if rows[-1] else rows[:-1] or [[]]
+
+
+def pieces_of(text: str, weights: bool) -> list[tuple[str, float]]:
+    """The pieces of a prompt as `weighted` has them, or one, if it has no weights."""
+    return weighted(text) if weights else [(text, 1.0)]
 
 
 def encode_weighted(
@@ -135,11 +145,28 @@ def tokens(text: str, tokenizer: Words | None = None) -> list[str]:
     """
     (text,) = texts("text", [text])
     tokenizer = tokenizer or Tokenizer.openai()
+    return [readable(tokenizer, [piece]) for piece in tokenizer.pieces(text)]
+
+
+def spelled(text: str, tokenizer: Words) -> list[tuple[str, int]]:
+    """The words of a text, and how many tokens each is: `"a corgi!"` -> a 1, corgi 2, ! 1."""
+    said: list[list[str]] = []
+    ended = True
+    for piece in tokenizer.pieces(text):
+        if not piece.startswith("##") if isinstance(tokenizer, WordPiece) else ended:
+            said.append([])
+        said[-1].append(piece)
+        ended = piece.endswith(("</w>", "|>"))
+    return [(readable(tokenizer, pieces), len(pieces)) for pieces in said]
+
+
+def readable(tokenizer: Words, pieces: Sequence[str]) -> str:
+    """Neighbouring pieces as one reads them."""
     if isinstance(tokenizer, WordPiece):
-        return [piece.removeprefix("##") for piece in tokenizer.pieces(text)]
+        return "".join(piece.removeprefix("##") for piece in pieces)
     byte_of = {character: byte for byte, character in byte_characters().items()}
-    stems = [piece.removesuffix("</w>") for piece in tokenizer.pieces(text)]
-    return [bytes(byte_of[character] for character in stem).decode("utf-8", "replace") for stem in stems]
+    stems = "".join(piece.removesuffix("</w>") for piece in pieces)
+    return bytes(byte_of[character] for character in stems).decode("utf-8", "replace")
 
 
 def spans(text: str) -> Iterator[tuple[str, float]]:

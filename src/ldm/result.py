@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.image import grid, png_bytes, to_numpy, to_pil
+from ldm.image import grid, png_bytes, to_numpy, to_pil, to_unit
 from ldm.trajectory import Trajectory
 
 
@@ -51,12 +53,51 @@ class Result(Sequence[Any]):
         return f"Result({len(self)} {kind}, latents {list(self.latents.shape)}, seeds {self.seeds})"
 
 
+LISTS = {"prompt": "prompts", "negative_prompt": "negative_prompts", "seed": "seeds"}
+
+
+def presented(images: Tensor, output: str, said: list[dict[str, Any]]) -> Any:
+    """Images [b 3 H W] in [-1, 1] in the form that a call asked for, each with its parameters."""
+    images = to_unit(images)
+    if output == "pt":
+        return images
+    return to_pil(to_numpy(images), said) if output == "pil" else to_numpy(images)
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """Several results of calls that differ in their images alone, as one; without trajectories."""
+    first, *_ = results
+    images: Any = [image for result in results for image in result]
+    if isinstance(first.images, Tensor):
+        images = torch.stack(images)
+    elif isinstance(first.images, np.ndarray):
+        images = np.stack(images)
+    return Result(
+        None if first.images is None else images,
+        torch.cat([result.latents for result in results]),
+        [seed for result in results for seed in result.seeds],
+        merge([row for result in results for row in parted(result.parameters, len(result))]),
+    )
+
+
 def merge(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One dict for all images: prompts, negative prompts, seeds and what differs as lists, the rest once."""
     first, *_ = rows
-    lists = {"prompt": "prompts", "negative_prompt": "negative_prompts", "seed": "seeds"}
-    own = {plural: [row[name] for row in rows] for name, plural in lists.items()}
-    rest = {name: [row[name] for row in rows] for name in first if name not in lists}
+    own = {plural: [row[name] for row in rows] for name, plural in LISTS.items()}
+    rest = {name: [row[name] for row in rows] for name in first if name not in LISTS}
     return own | {
-        name: first[name] if all(v == first[name] for v in all_) else all_ for name, all_ in rest.items()
+        name: first[name] if all(value == first[name] for value in values) else values
+        for name, values in rest.items()
     }
+
+
+def parted(parameters: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """A dict for each of some images: what `merge` has made one of."""
+    singular = {plural: name for name, plural in LISTS.items()}
+    return [
+        {
+            singular.get(name, name): value[i] if isinstance(value, list) else value
+            for name, value in parameters.items()
+        }
+        for i in range(count)
+    ]

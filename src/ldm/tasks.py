@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ldm.checks import whole
+from ldm.checks import refuse, whole
 from ldm.errors import InputError
 from ldm.hearing import denoiser
 from ldm.noise import Noise
 from ldm.pictures import Pictures
 from ldm.pipeline import Pipeline
-from ldm.request import Request, read
-from ldm.result import Result
+from ldm.request import MOST_IMAGES, Request, read
+from ldm.result import Result, joined
 from ldm.schedulers import Sampler, solvers
 
 DDIM = "ddim"
@@ -96,28 +96,32 @@ def edit(
     return pipe(new_prompt, latents=found.latents, sampler=found.sampler, **options)
 
 
-def interpolate(pipe: Pipeline, prompt: Any, seeds: Any, frames: int = 16, **options: Any) -> Result:
+def interpolate(
+    pipe: Pipeline, prompt: Any, seeds: Any, frames: int = 16, *, batch: int = 4, **options: Any
+) -> Result:
     """A sequence of images from one prompt's or seed's to another's; `ldm.animate` makes a moving picture.
 
     Tokens and noises, also those of every step, go along great circles (`circle.slerp`). The first and the
     last image are what `pipe` draws of the first prompt and seed, and of the last.
     prompt   one, or two to go from and to
     seeds    one, or two
-    frames   how many, 2 to 1024
+    frames   how many, 2 to 1024; batch: how many are drawn together
     options  as of `pipe`
     Raises InputError as `pipe` does.
     """
-    decided = ("seed", "latents", "image", "mask_image", "num_images_per_prompt")
+    decided = ("seed", "latents", "image", "mask_image", "num_images_per_prompt", "record")
     refuse(options, *decided, "variation_seed", "variation_strength", "blend_prompt", "blend")
-    frames = whole("frames", frames, 1024, least=2)
+    frames, batch = whole("frames", frames, 1024, least=2), whole("batch", batch, 1024)
     (here, there), (first, last) = ends("prompt", prompt), ends("seeds", seeds)
-    shares = torch.linspace(0, 1, frames, device="cpu").tolist()
-    ways: dict[str, Any] = {}
-    if here != there:
-        ways = {"blend_prompt": there, "blend": shares}
-    if first != last:
-        ways |= {"variation_seed": [last] * frames, "variation_strength": shares}
-    return pipe([here] * frames, seed=[first] * frames, **ways, **options)
+    rows = torch.linspace(0, 1, frames, device="cpu").tolist()
+    done = []
+    for shares in (rows[i : i + batch] for i in range(0, frames, batch)):
+        count = len(shares)
+        ways: dict[str, Any] = {} if here == there else {"blend_prompt": there, "blend": shares}
+        if first != last:
+            ways |= {"variation_seed": [last] * count, "variation_strength": shares}
+        done.append(pipe(here, seed=[first] * count, num_images_per_prompt=count, **ways, **options))
+    return joined(done)
 
 
 def vary(
@@ -138,11 +142,11 @@ def vary(
     options   as of `pipe`; with image=…, variations of what is drawn from that
     Raises InputError as `pipe` does.
     """
-    refuse(options, "seed", "variation_strength", "num_images_per_prompt")
-    count = whole("number", number, 1024)
+    refuse(options, "seed", "variation_strength", "num_images_per_prompt", "latents")
+    count = whole("number", number, MOST_IMAGES)
     seeds = [whole("seed", seed, 2**63 - 1, least=0)] * count
     ways = {"variation_seed": variation_seed, "variation_strength": strength}
-    return pipe([prompt] * count, seed=seeds, **ways, **options)
+    return pipe(prompt, seed=seeds, num_images_per_prompt=count, **ways, **options)
 
 
 def ends(name: str, value: Any) -> tuple[Any, Any]:
@@ -152,10 +156,3 @@ def ends(name: str, value: Any) -> tuple[Any, Any]:
     if len(value) != 2:
         raise InputError(f"{name} must be one, or two to go from and to, not {len(value)}")
     return value[0], value[1]
-
-
-def refuse(options: dict[str, Any], *names: str) -> None:
-    """Raises InputError for options that a task decides itself."""
-    for name in names:
-        if name in options:
-            raise InputError(f"{name} is decided by the task itself; leave it out")

@@ -23,6 +23,7 @@ from reading import QUESTIONS, answers
 from repaint import cases, score
 from stages import LENGTH, Recipe, start_vae, to_tensor
 from train import painter_file, run_recipe, trained
+from trials import TRIALS
 from world import COLOURS, HELD_OUT, KINDS, SIDE, Scene, Shape, draw, sample_scene, training_scenes
 
 import ldm
@@ -275,3 +276,19 @@ def test_cases_of_repainting_ask_for_what_is_not_there_and_hide_one_shape():
 def test_half_a_scene_is_repainted_and_the_other_half_keeps_every_byte():
     found = score(ldm.load(), 30)
     assert found["kept"] == 100 and found["right"] >= 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trial", "good"),
+    [
+        ("outpainting", lambda found: found["kept"] == 100 and found["right"] >= 60),
+        ("upscaling", lambda found: found["better"] >= 95 and found["ours"] > found["bicubic"] + 2),
+        ("denoising", lambda found: all(level["least gain"] > 0 for level in found.values())),
+        ("enlarging", lambda found: found["two passes"] >= 80 and found["at once"] < 40),
+        ("interpolation", lambda found: found["ends equal"] == 100 and found["ends right"] >= 80),
+        ("inversion", lambda found: found["least"] > 35),
+    ],
+)
+def test_what_is_done_with_pictures_is_judged_good(trial, good):
+    assert good(TRIALS[trial](ldm.load(), 10))

@@ -119,6 +119,14 @@ def test_sizes_that_sdxl_is_told(models):
     assert error(ours(models("sdxl")[0], **told), plain) > 30 * BOUND
 
 
+@pytest.mark.parametrize("name", each(["sd1", "sd2-v", "sdxl"]))
+def test_skipped_layers_of_clip(models, name: str):
+    """diffusers leaves layers out of the prompt alone, not of a negative one; SDXL's missing one is zeros."""
+    options = {"guidance_scale": 4.0 if name == "sdxl" else 1.0, "clip_skip": 1}
+    compare(models, name, options, options)
+    assert error(ours(models(name)[0], **options | {"clip_skip": 0}), ours(models(name)[0], **options)) > 1e-2
+
+
 @pytest.mark.parametrize("name", each(["sd1-inpaint", "sd2-inpaint", "sdxl-inpaint"]))
 @pytest.mark.parametrize("strength", [1.0, 0.8])
 def test_inpainting(models, name: str, strength: float):

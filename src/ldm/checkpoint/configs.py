@@ -64,6 +64,8 @@ def apply(family: Family, configs: Mapping[str, Json]) -> Family:
             family.vae,
             groups=whole("vae/config.json", vae, "norm_num_groups", family.vae.groups),
             scale=real("vae/config.json", vae, "scaling_factor", family.vae.scale, 0, MOST_SCALE),
+            # diffusers writes it for every autoencoder, but only its SDXL pipelines heed it
+            overflows=family.vae.overflows and flag("vae/config.json", vae, "force_upcast", True),
         ),
         texts=tuple(text_of(text, configs[text.name]) for text in family.texts),
     )

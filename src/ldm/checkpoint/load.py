@@ -21,7 +21,7 @@ from ldm.clip.config import ClassConfig
 from ldm.devices import check_dtype, find_device
 from ldm.errors import CheckpointError
 from ldm.family import Family
-from ldm.model import Model, Origin
+from ldm.model import Model, Origin, fitting
 
 
 def load_model(
@@ -47,7 +47,8 @@ def load_model(
         )
     for guess in set(GUESSES.values()) & set(plan.report.reasons):
         warnings.warn(f"{path}: {guess}", stacklevel=3)
-    models = {part.name: fill(part, dtype, target, copy=copy) for part in plan.parts}
+    dtypes = {part.name: fitting(plan.family, part.name, dtype) for part in plan.parts}
+    models = {part.name: fill(part, dtypes[part.name], target, copy=copy) for part in plan.parts}
     tokenizers = plan.tokenizers()
     check_tokenizers(path, plan.family, tokenizers)
     origin = Origin(

@@ -113,7 +113,7 @@ def plain_unet(family: Family) -> Json:
 def autoencoder(family: Family) -> Json:
     """vae/config.json."""
     vae = family.vae
-    own: Json = {"force_upcast": family.vector != ""}
+    own: Json = {"force_upcast": vae.overflows}
     if vae.codes:
         own = {"num_vq_embeddings": vae.codes, "vq_embed_dim": None}
     return FIXED[kind(family, "vae")] | own | {

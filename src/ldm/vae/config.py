@@ -15,6 +15,7 @@ class VAEConfig:
     codes: int | None = None  # how many a quantised latent is made of; None: a Gaussian latent
     attention: tuple[bool, ...] = ()  # per level: whether attention follows its residual blocks
     mid_attention: bool = True
+    overflows: bool = False  # whether its values are too large for float16, so that it stays in float32
     scale: float = 0.18215  # latent = scale * posterior mean, so that latents have unit variance
 
     @property
