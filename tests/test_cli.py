@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import ldm
 from ldm.cli import main
 from ldm.pipeline import Pipeline
 from tests.reduced import saved
@@ -40,12 +41,35 @@ def test_a_picture_is_drawn_and_more_are_numbered(file, tmp_path, capsys):
         (["-n", "0"], "-n"),
         (["-n", "1000000000"], "-n"),
         (["--steps", "0"], "num_inference_steps"),
+        (["--spacing", "kerras"], "did you mean 'karras'"),
+        (["--clip-skip", "-1"], "clip_skip"),
+        (["--clip-skip", "40"], "clip_skip"),
+        (["--tile", "9"], "tile"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_sentence(file, tmp_path, capsys, never, options, word):
     out = tmp_path / "a.png"
     assert word in refused(capsys, "sample", "a", "--model", file, "-o", out, *options)
     assert not list(tmp_path.iterdir())
+
+
+def test_words_of_the_call_are_heard(file, tmp_path):
+    heard = {
+        "plain": ([], {}),
+        "spacing": (["--sampler", "euler", "--spacing", "karras"], {"spacing": "karras"}),
+        "weights": (["--prompt-weights"], {"prompt_weights": True}),
+        "skip": (["--clip-skip", "1"], {"clip_skip": 1}),
+        "tile": (["--tile", "32", "--size", "64x64"], {"tile": 32}),
+    }
+    pictures = {}
+    for name, (options, told) in heard.items():
+        out = tmp_path / f"{name}.png"
+        arguments = ["sample", "a (red:1.5) cat", "--model", file, "-o", out, "--steps", "2", "--seed", "1"]
+        assert main([str(a) for a in (*arguments, *options)]) == 0
+        said = ldm.parameters(out)
+        assert {key: said.get(key) for key in told} == told
+        pictures[name] = out.read_bytes()
+    assert len(set(pictures.values())) == len(heard)
 
 
 @pytest.mark.parametrize("out", ["folder.png", "none/a.png", "a.gif", f"{'a' * 300}.png", "file.png/a.png"])

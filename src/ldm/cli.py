@@ -21,6 +21,7 @@ from ldm.reading import checked, told
 from ldm.request import MOST_IMAGES
 from ldm.rows import hears_classes
 from ldm.schedulers.samplers import SAMPLERS
+from ldm.schedulers.spacing import SPACINGS
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -68,6 +69,10 @@ def parser() -> Parser:
     draw.add_argument("--seed", type=int, metavar="S")
     draw.add_argument("-n", type=int, default=1, metavar="N", help="images; more than one are numbered files")
     draw.add_argument("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
+    draw.add_argument("--spacing", metavar="NAME", help=f"of the sampler's levels: {', '.join(SPACINGS)}")
+    draw.add_argument("--prompt-weights", action="store_true", help="hear (red:1.3) and [red]")
+    draw.add_argument("--clip-skip", type=int, default=0, metavar="N", help="last layers of CLIP left out")
+    draw.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="encode and decode in squares")
     draw.add_argument("--image", metavar="FILE", help="picture to start from")
     draw.add_argument(
         "--strength",
@@ -113,10 +118,13 @@ def sample(options: argparse.Namespace) -> None:
         guidance_scale=options.guidance,
         num_images_per_prompt=options.n,
         seed=options.seed,
-        sampler=options.sampler,
+        sampler=spaced(pipe, options.sampler, options.spacing),
         image=image,
         mask_image=mask,
         strength=options.strength,
+        prompt_weights=options.prompt_weights or None,
+        clip_skip=options.clip_skip or None,
+        tile=options.tile or None,
     )
     for drawn, path in zip(result, paths, strict=True):
         write(drawn, path)
@@ -130,6 +138,11 @@ def spoken(pipe: ldm.Pipeline, prompt: str) -> str | int | None:
             raise InputError(f"{pipe.family.name} draws classes; give a number, not {prompt!r}")
         return int(prompt)
     return prompt or None if not pipe.family.texts else prompt
+
+
+def spaced(pipe: ldm.Pipeline, name: str | None, spacing: str | None) -> ldm.Sampler | str | None:
+    """A sampler, the family's by default, with another spacing if there is one."""
+    return ldm.sampler(name or pipe.family.sampler, spacing=spacing) if spacing else name
 
 
 def numbered(out: Path, count: int) -> list[Path]:
