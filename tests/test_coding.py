@@ -1,6 +1,7 @@
 """Tiles, previews, and where float16 is too narrow."""
 
 import copy
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from ldm.previews import KNOWN, fitted
 from ldm.tiles import spans, tiled
 from tests.reduced import REDUCED
 from tests.reduced import make as reduced
-from tests.tiny import error, make, unit_noise
+from tests.tiny import error, hooked, make, unit_noise
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,42 @@ def test_previews_of_a_trained_model_are_the_pictures_made_small():
     found, small = ldm.previewer(pipe)(z.latents), F.avg_pool2d(pipe.decode(z.latents), 4)
     assert found.shape == small.shape and float((found - small).square().mean()) < 4 * 10**-2.5  # 25 dB
     assert float((found.flip(-1) - small).square().mean()) > 4 * 10**-2
+
+
+@pytest.mark.parametrize(
+    "latents", [None, "z", np.zeros((1, 4, 8, 8)), torch.zeros(4, 8, 8), torch.zeros(1, 3, 8, 8)]
+)
+def test_what_is_no_latent_has_no_preview(pipe, latents):
+    with pytest.raises(InputError, match="latents must be"):
+        ldm.previewer(pipe)(latents)
+
+
+def test_tiles_are_heard_by_all_that_encodes_and_decodes(pipe):
+    sizes = []
+    with hooked(pipe.vae.decoder, lambda module, args, out: sizes.append(tuple(args[0].shape[-2:]))):
+        ldm.denoise(pipe, np.zeros((32, 32, 3)), tile=16, progress=False)
+        drawn = pipe("a", height=32, width=32, tile=16, record=True, num_inference_steps=2, progress=False)
+        drawn.trajectory.sheet()
+    assert set(sizes) == {(8, 8)}
+
+
+def test_a_squares_results_are_added_as_they_come():
+    alive, most = weakref.WeakSet(), 0
+
+    class Counted:
+        pass
+
+    def function(x):
+        nonlocal most
+        mark = Counted()
+        alive.add(mark)
+        most = max(most, len(alive))
+        out = x.clone()
+        out.mark = mark  # lives as long as the tensor does
+        return out
+
+    tiled(function, torch.zeros(1, 1, 64, 64), 8, (1, 1))
+    assert most <= 2
 
 
 def test_published_maps_are_those_of_stable_diffusion(pipe):

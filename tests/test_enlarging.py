@@ -30,6 +30,16 @@ def test_outpainting_keeps_every_pixel_and_adds_the_rest(pipe, form):
     assert not np.array_equal(np.asarray(other[0])[:8], after[:8])
 
 
+@pytest.mark.parametrize("name", ["sd1-inpaint", "ldm-inpaint"])
+def test_models_made_for_repainting_keep_every_pixel_too(name):
+    made = reduced(name)
+    side, unit = made.family.size, made.family.unit
+    known = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    prompt = "a cat" if made.family.texts else None
+    out = ldm.outpaint(made, known, prompt, left=unit, seed=1, num_inference_steps=2, **QUIET)
+    assert np.array_equal(np.asarray(out[0])[:, unit:], known) and out[0].parameters["task"] == "outpaint"
+
+
 def test_projecting_back_gives_the_means_of_the_small_picture():
     small = unit_noise(0, 1, 3, 8, 8).clamp(-0.9, 0.9)
     images = F.interpolate(small, scale_factor=2, mode="bicubic").clamp(-1, 1) + 0.3 * unit_noise(
@@ -64,6 +74,35 @@ def test_two_passes_are_a_plain_one_and_image_to_image(pipe):
     by_hand = pipe("a dog", image=2 * large - 1, height=24, width=24, strength=0.5, seed=4, **options)
     assert error(found.latents[1:], by_hand.latents) <= 1e-4
     assert found.parameters["prompts"] == ["a cat", "a dog"] and found[1].parameters["scale"] == 1.5
+
+
+def test_both_passes_have_the_same_ways(pipe):
+    options = {"num_inference_steps": 2, "seed": 1, "variation_strength": 1.0, **QUIET}
+    two = ldm.hires(pipe, "a", variation_seed=5, num_images_per_prompt=2, **options)
+    alone = ldm.hires(pipe, "a", variation_seed=6, **options | {"seed": 2})
+    assert two.parameters["variation_seed"] == [5, 6] and two.seeds == [1, 2]
+    assert error(two.latents[1:], alone.latents) <= 1e-4
+    lists = ldm.hires(pipe, "a", blend_prompt="b", blend=[0.2, 0.7], num_images_per_prompt=2, seed=1, **QUIET)
+    assert lists.parameters["blend"] == [0.2, 0.7]
+
+
+def test_sizes_are_refused_before_anything_is_made(pipe, monkeypatch):
+    for name in ("interpolate", "pad"):
+        monkeypatch.setattr(F, name, lambda *a, **b: pytest.fail("it was made"))
+    huge = np.zeros((2048, 2048, 3), np.uint8)
+    for call in (
+        lambda: ldm.upscale(pipe, huge, scale=8),
+        lambda: ldm.outpaint(pipe, huge, "a", left=8000),
+        lambda: ldm.hires(pipe, "a", height=2048, scale=8),
+    ):
+        with pytest.raises(InputError, match="8192"):
+            call()
+
+
+def test_a_turbo_enlarges_in_as_many_steps_as_it_takes():
+    turbo = reduced("sd-turbo")
+    small = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert ldm.upscale(turbo, small, seed=1, **QUIET)[0].size == (64, 64)
 
 
 def test_a_picture_made_by_a_task_says_so(pipe, tmp_path):

@@ -40,7 +40,9 @@ MAY = {
     "pictures": {"checks", "errors", "family", "image", "layouts", "reading"},
     "rows": {"checks", "clip.config", "errors", "family"},
     "request": {"checks", "details", "errors", "family", "pictures", "rows", "schedulers"},
-    "parameters": {"checks", "details", "errors", "image", "request", "schedulers"},
+    "parameters": {
+        "checks", "clip.config", "details", "errors", "family", "image", "request", "schedulers",
+    },
     "motion": {"checks", "errors", "image"},
     "walk": {"errors", "request", "schedulers"},
     "trajectory": {"checks", "image", "motion", "walk"},
@@ -62,12 +64,13 @@ MAY = {
         "adapters", "coding", "conditioning", "details", "drawing", "hearing", "image", "model", "parameters",
         "parts", "pictures", "request", "result", "schedulers", "trajectory", "walk",
     },
-    "previews": {"coding", "family", "model"},
+    "previews": {"checks", "coding", "family", "model"},
     "loading": {"checkpoint", "pipeline"},
     "enlarging": {"checks", "errors", "pictures", "pipeline", "request", "result", "schedulers"},
     "cleaning": {"checks", "errors", "noise", "pictures", "pipeline", "request", "result", "schedulers"},
     "tasks": {
-        "checks", "errors", "hearing", "noise", "pictures", "pipeline", "request", "result", "schedulers",
+        "checks", "details", "errors", "hearing", "noise", "pictures", "pipeline", "request", "result",
+        "rows", "schedulers",
     },
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from ldm.image import Picture
 from ldm.parameters import MOST_TEXT, SCHEDULES, SOLVERS, arguments, parameters
 from ldm.schedulers.samplers import SAMPLERS
 from ldm.schedulers.spacing import SPACINGS
+from tests.reduced import make as reduced
 
 OURS = {
     "prompt": "a cat", "negative_prompt": None, "seed": 1, "num_inference_steps": 4, "guidance_scale": 7.5,
@@ -394,3 +395,18 @@ def test_what_a_file_cannot_tell_is_asked_for(pipe, tmp_path):
         pipe.from_png(tmp_path / "b.png")
     with pytest.raises(InputError, match="was drawn by sd1"):
         ldm.load().from_png(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(("name", "heard"), [("sd1", True), ("sd2-v", False), ("sdxl", False)])
+def test_another_programs_clip_skip_is_heard_where_that_program_heard_it(name, heard, tmp_path):
+    pipe, found = reduced(name), []
+    side = pipe.family.size
+    for setting in ("", ", Clip skip: 2"):
+        info = PngImagePlugin.PngInfo()
+        info.add_text(
+            "parameters",
+            f"a cat\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 1, Size: {side}x{side}{setting}",
+        )
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+        found.append(pipe.from_png(tmp_path / "a.png", output_type="latent", progress=False).latents)
+    assert torch.equal(*found) != heard

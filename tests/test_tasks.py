@@ -10,7 +10,7 @@ import ldm
 from ldm.circle import slerp
 from ldm.errors import InputError
 from tests.reduced import make as reduced
-from tests.tiny import error, unit_noise
+from tests.tiny import error, hooked, unit_noise
 
 QUIET = {"progress": False}
 
@@ -74,7 +74,7 @@ def test_a_way_between_prompts_and_seeds_begins_and_ends_at_the_plain_images(pip
 @pytest.mark.parametrize("output", ["pil", "np", "pt", "latent"])
 def test_a_way_is_the_same_in_one_batch_and_in_several(pipe, output):
     options = {"num_inference_steps": 2, "output_type": output, **QUIET}
-    one, several = (ldm.interpolate(pipe, "a cat", (3, 8), 5, batch=batch, **options) for batch in (5, 2))
+    one, several = (ldm.interpolate(pipe, "a cat", (3, 8), 5, batch=batch, **options) for batch in (5, 1))
     assert error(several.latents, one.latents) <= 1e-5 and len(several) == 5
     assert type(several.images) is type(one.images) and several.parameters == one.parameters
 
@@ -97,6 +97,55 @@ def test_a_frame_tells_how_it_is_drawn_again(pipe, tmp_path):
     assert (said["seed"], said["variation_seed"], said["variation_strength"]) == (3, 8, 0.5)
     assert error(pipe.from_png(tmp_path / "a.png", **QUIET).latents, way.latents[2:3]) <= 1e-5
     assert way.parameters["blend"] == [0, 0.25, 0.5, 0.75, 1] and way.parameters["blend_prompt"] == "a dog"
+
+
+@pytest.mark.parametrize("prompts", [("a dog", " ".join(["cat"] * 60)), (" ".join(["cat"] * 60), "a dog")])
+def test_the_ends_of_a_way_between_prompts_of_unlike_length_are_the_plain_images(pipe, prompts):
+    options = {"num_inference_steps": 2, "output_type": "latent", **QUIET}
+    way = ldm.interpolate(pipe, prompts, 1, 3, **options).latents
+    for i, prompt in ((0, prompts[0]), (2, prompts[1])):
+        assert error(way[i : i + 1], pipe(prompt, seed=1, **options).latents) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple, lambda x: range(x[0], x[1] + 1)])
+def test_ends_are_given_as_anything_of_two(pipe, kind):
+    options = {"num_inference_steps": 1, "output_type": "latent", **QUIET}
+    assert (
+        error(
+            ldm.interpolate(pipe, "a", kind([3, 4]), 3, **options).latents[2:],
+            pipe("a", seed=4, **options).latents,
+        )
+        <= 1e-5
+    )
+
+
+def test_sizes_that_sdxl_is_told_stay_on_the_way():
+    sdxl = reduced("sdxl")
+    seen = []
+    with hooked(sdxl.unet, lambda module, args, out: seen.append(args[3])):
+        ldm.interpolate(sdxl, ("a cat", "two dogs"), 1, 3, num_inference_steps=1, guidance_scale=1, **QUIET)
+    (vector,) = seen
+    n = sdxl.family.texts[-1].pooled
+    assert torch.equal(vector[0, n:], vector[1, n:]) and not torch.equal(vector[0, :n], vector[1, :n])
+
+
+def test_what_a_file_cannot_hold_is_asked_for(pipe, tmp_path):
+    image, latents = np.zeros((16, 16, 3)), unit_noise(1, 1, 4, 8, 8)
+    mask = np.ones((16, 16))
+    for given in ({"image": image}, {"image": image, "mask_image": mask}, {"latents": latents}):
+        drawn = pipe("a", seed=1, num_inference_steps=2, **given, **QUIET)
+        drawn[0].save(tmp_path / "a.png")
+        with pytest.raises(InputError, match=f"was drawn from {' and '.join(given)}"):
+            pipe.from_png(tmp_path / "a.png", **QUIET)
+        again = pipe.from_png(tmp_path / "a.png", **given, **QUIET)
+        assert error(again.latents, drawn.latents) <= 1e-5
+
+
+def test_an_edit_inverts_with_what_it_draws_with(trained):
+    prompt = "a large red circle on a navy background"
+    image = trained(prompt, seed=5, **QUIET)[0]
+    same = ldm.edit(trained, image, prompt, prompt, clip_skip=1, seed=3, **QUIET)
+    assert psnr(same[0], image) > 30 and same[0].parameters["task"] == "edit"
 
 
 def test_variations_go_from_the_image_to_that_of_the_other_seed(pipe):
@@ -153,7 +202,14 @@ def test_images_from_philox_noise_are_others_and_the_same_alone(pipe):
         (lambda p: ldm.interpolate(p, ["a"], (1, 2), 4), "prompt"),
         (lambda p: ldm.vary(p, "a", 1, 0), "number"),
         (lambda p: ldm.vary(p, "a", None), "seed"),
-        (lambda p: ldm.vary(p, "a", 1, strength=1.2), "variation_strength"),
+        (lambda p: ldm.vary(p, "a", 1, variation_strength=1.2), "variation_strength"),
+        (lambda p: ldm.vary(p, "a", 1, variation_strength=None), "variation_strength"),
+        (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), ["a", "b"]), "prompt must be one"),
+        (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), "a", tolerance=None), "tolerance"),
+        (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), "a", tile=7), "tile"),
+        (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), "a", guidance_scale=2), "guidance_scale is decided"),
+        (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), "a", clip_scip=2), "did you mean clip_skip"),
+        (lambda p: ldm.edit(p, np.zeros((16, 16, 3)), "a", "b", blend=0.5), "blend is decided"),
         (lambda p: p("a", variation_seed=1), "variation_seed needs variation_strength"),
         (lambda p: p("a", variation_strength=[0.1, 0.2]), "variation_strength has 2 numbers for 1 images"),
         (lambda p: p("a", blend=0.5), "blend_prompt"),

@@ -139,6 +139,8 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=50, help="of cases of each")
     parser.add_argument("trial", nargs="*", default=list(TRIALS), help=", ".join(TRIALS))
     options = parser.parse_args()
+    if options.number < 1 or set(options.trial) - set(TRIALS):
+        parser.error(f"--number must be 1 or more, and trials of {', '.join(TRIALS)}")
     pipe = ldm.load()
     for name in options.trial:
         print(json.dumps({name: TRIALS[name](pipe, options.number)}))

@@ -20,9 +20,9 @@ from torch import Tensor
 from ldm.checks import number, one_of, refuse, whole
 from ldm.errors import InputError
 from ldm.noise import Noise
-from ldm.pictures import as_it_is
+from ldm.pictures import as_it_is, refuse_sighted
 from ldm.pipeline import Pipeline
-from ldm.request import OUTPUTS
+from ldm.request import OUTPUTS, WAYS, size
 from ldm.result import Result, merge, parted, presented
 from ldm.schedulers import Schedule, sampler
 
@@ -46,32 +46,35 @@ def denoise(
     prompt     what it shows; None: nothing is said
     noise_std  of the noise, in the units of images in [-1, 1]; None: measured (`noise_of`)
     options    as of `pipe`; guidance is off
+    The result's latents are those of the model's picture x', before y is asked.
     Raises InputError as `pipe` does, and for models that see more than a latent.
     """
-    refuse(options, "image", "mask_image", "latents", "sampler", "strength", "height", "width", "seed")
+    decided = ("image", "mask_image", "latents", "sampler", "strength", "seed", "num_images_per_prompt")
+    refuse(options, *decided, "height", "width", *WAYS)
     family = pipe.family
-    if family.beside or family.unet.labels:
-        raise InputError(
-            f"{family.name} sees more than a latent, and does not denoise; use an ordinary model"
-        )
-    steps, output = whole("num_inference_steps", num_inference_steps, 1000), options.pop("output_type", "pil")
-    one_of("output_type", output, OUTPUTS)
-    y = as_it_is(image).to(pipe.device)
+    refuse_sighted(family, "used to denoise")
+    steps = whole("num_inference_steps", num_inference_steps, 1000)
+    output = one_of("output_type", options.pop("output_type", "pil"), OUTPUTS)
+    prompt = "" if prompt is None and family.texts else prompt
+    if isinstance(prompt, (list, tuple)):
+        raise InputError("prompt must be one, for one image, not a list")
+    y, tile = as_it_is(image).to(pipe.device), options.get("tile") or 0
+    *_, h, w = y.shape
+    size(family, h, w)
     s = noise_of(y) if noise_std is None else number("noise_std", noise_std, 0, 2)
-    n = Noise([0], (3, 1, 1), pipe.device)((3, *y.shape[-2:]))
-    z = pipe.encode(y)
-    r = float((pipe.encode((y + s * n).clamp(-1, 1)) - z).std())
+    n = Noise([0], (3, h, w), pipe.device)()
+    z = pipe.encode(y, tile)
+    r = float((pipe.encode((y + s * n).clamp(-1, 1), tile) - z).std())
     first, times = begun(family.schedule, r, steps)
-    *_, height, width = y.shape
     options = {"guidance_scale": 1.0} | options
     found = pipe(
-        "" if prompt is None and family.texts else prompt, latents=first * z, height=height, width=width,
-        sampler=sampler("euler", timesteps=times), seed=0, output_type="latent", **options,
+        prompt, latents=first * z, height=h, width=w, seed=0,
+        sampler=sampler("euler", timesteps=times), output_type="latent", **options,
     )  # fmt: skip
     said = [row | {"task": "denoise", "noise_std": s} for row in parted(found.parameters, 1)]
     if output == "latent":
         return replace(found, parameters=merge(said))
-    x = pipe.decode(found.latents)
+    x = pipe.decode(found.latents, tile)
     x = torch.lerp(y, x, min(1.0, s**2 / max(float((y - x).square().mean()), 1e-12)))
     return replace(found, images=presented(x, output, said), parameters=merge(said))
 
@@ -82,7 +85,7 @@ def noise_of(y: Tensor) -> float:
     From what a filter that is blind to planes and edges leaves (Immerkær 1996, eq. 2), by the median, which
     textures hardly move (Donoho & Johnstone 1994).
     """
-    weight = torch.tensor(STRAIGHT, device=y.device)[None, None]
+    weight = torch.tensor(STRAIGHT, dtype=y.dtype, device=y.device)[None, None]
     left = F.conv2d(y.reshape(-1, 1, *y.shape[-2:]), weight)
     return float(left.abs().median()) / (6 * MEDIAN)
 

@@ -56,12 +56,17 @@ def tell(pooled: Tensor, numbers: Sequence[float], family: Family) -> Tensor:
     return torch.cat([pooled, waves.to(pooled.dtype)], dim=1)
 
 
-def blended(a: Conditioning, b: Conditioning, shares: Sequence[float]) -> Conditioning:
-    """Row i is shares[i] of the way from a's to b's, each token and the vector on a circle of its own."""
-    context, vector = (
-        None if x is None or y is None else slerp_rows(x, y, shares, dim=-1)
-        for x, y in zip(a[:2], b[:2], strict=True)
-    )
+def blended(a: Conditioning, b: Conditioning, shares: Sequence[float], pooled: int) -> Conditioning:
+    """Row i is shares[i] of the way from a's to b's: each token on a circle of its own, and the pooled text.
+
+    pooled  how many numbers of the vector are that; the others, of sizes, are the same in both
+    """
+    context = vector = None
+    if a.context is not None and b.context is not None:
+        context = slerp_rows(a.context, b.context, shares, dim=-1)
+    if a.vector is not None and b.vector is not None:
+        text = slerp_rows(a.vector[:, :pooled], b.vector[:, :pooled], shares, dim=-1)
+        vector = torch.cat([text, a.vector[:, pooled:]], dim=1)
     return a._replace(context=context, vector=vector)
 
 

@@ -31,14 +31,11 @@ class Details:
     guidance_rescale: float = 0.0  # how much of the spread that guidance adds is taken back, 0 to 1
     guidance_interval: tuple[float, float] = (0.0, inf)  # of sigma / alpha; there is no guidance outside
     dynamic_threshold: float = 1.0  # share of the values that may not be surpassed by guidance; 1: no limit
-    noise: str = "torch"  # who draws it: torch's generator on the CPU, or "philox", the one that CUDA has
+    # who draws it: torch's generator on the CPU, or "philox", as on CUDA; Brownian motion is always torch's
+    noise: str = "torch"
     prompt_weights: bool = False  # whether (red:1.3) is a word with a weight, or a text like any other
-    clip_skip: int = (
-        0  # CLIP's last layers that are left out, besides the one that SD 2 and SDXL always do without
-    )
-    tile: int = (
-        0  # pixels along a side of the squares that are encoded and decoded one by one; 0: all at once
-    )
+    clip_skip: int = 0  # CLIP's last layers left out, besides the one that SD 2 and SDXL never hear
+    tile: int = 0  # side in pixels of the squares that are encoded and decoded one by one; 0: all at once
     denoising_start: float = 0.0  # the part of the path to follow
     denoising_end: float = 1.0
 

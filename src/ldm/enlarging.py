@@ -1,6 +1,7 @@
 """Larger pictures: beyond their edges, more pixels of them, and two passes where one would repeat itself."""
 
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from ldm.checks import number, one_of, refuse, whole
 from ldm.errors import InputError
 from ldm.pictures import as_it_is, enlarges
 from ldm.pipeline import Pipeline
-from ldm.request import MOST_SIDE, OUTPUTS
-from ldm.result import Result, merge, parted, presented
+from ldm.request import MOST_SIDE, OUTPUTS, WAYS, share, size
+from ldm.result import Result, joined, marked, merge, parted, presented
 from ldm.schedulers import sampler
 
 ROUNDS = 10  # of projecting back
@@ -44,10 +45,20 @@ def outpaint(
     if not any(edges):
         raise InputError("nothing is added; give left, right, top or bottom in pixels")
     x = as_it_is(image)
+    *_, h, w = x.shape
+    height, width = size(pipe.family, h + top + bottom, w + left + right).values()
     canvas = F.pad(x, edges, mode="replicate")
     mask = F.pad(torch.zeros_like(x[:, :1]), edges, value=1.0)
-    *_, height, width = canvas.shape
-    return pipe(prompt, image=canvas, mask_image=mask, height=height, width=width, strength=1.0, **options)
+    found = pipe(
+        prompt,
+        image=canvas,
+        mask_image=mask,
+        height=height,
+        width=width,
+        strength=1.0,
+        **options,
+    )
+    return marked(found, task="outpaint", **added)
 
 
 @torch.no_grad()
@@ -69,6 +80,7 @@ def upscale(
     scale     2 to 8, by default 2, or what the model is made for
     strength  of image to image: how much may be drawn anew
     options   as of `pipe`
+    The result's latents are those that were decoded, before anything was taken back.
     Raises InputError as `pipe` does.
     """
     refuse(options, "image", "mask_image", "latents", *SIZES)
@@ -78,15 +90,24 @@ def upscale(
         if whole("scale", scale, made_for, made_for, least=2) != made_for:
             raise InputError(f"{pipe.family.name} enlarges {made_for} times, not {scale}; leave scale out")
         return pipe(prompt, image=image, **options)
-    scale, output = whole("scale", scale, 8, 2, least=2), options.pop("output_type", "pil")
-    one_of("output_type", output, OUTPUTS[:-1])
+    scale = whole("scale", scale, 8, 2, least=2)
+    output = one_of("output_type", options.pop("output_type", "pil"), OUTPUTS[:-1])
     small = as_it_is(image)
-    *_, height, width = (side * scale for side in small.shape)
+    *_, h, w = small.shape
+    height, width = size(pipe.family, h * scale, w * scale).values()
     large = F.interpolate(small, (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+    if pipe.family.steps * share("strength", strength) < 1:  # a turbo's one step is no step then
+        options = {"num_inference_steps": ceil(1 / strength)} | options
     if sampler(pipe.family.sampler).eta:
         options = {"sampler": "ddim"} | options  # fresh noise would be drawn over what is known
     drawn = pipe(
-        prompt, image=large, height=height, width=width, strength=strength, output_type="pt", **options
+        prompt,
+        image=large,
+        height=height,
+        width=width,
+        strength=strength,
+        output_type="pt",
+        **options,
     )
     images = consistent(2 * drawn.images - 1, small.to(drawn.images.device))
     said = [row | {"task": "upscale", "scale": scale} for row in parted(drawn.parameters, len(drawn))]
@@ -119,28 +140,29 @@ def hires(
     """Larger images than a model was trained for: drawn at the size it knows, enlarged, and drawn over.
 
     Drawn at once, a large image repeats its subject. What other programs call the "hires fix".
-    scale     1 to 8, of the sides
+    scale     1 to 8, of the sides, which become multiples of `family.unit`
     strength  of the second pass: low keeps the first image, high may repeat the subject again
     options   as of `pipe`, for both passes; height and width are the first one's
     Raises InputError as `pipe` does.
     """
     refuse(options, "image", "mask_image", "latents", "record")
-    scale, output = number("scale", scale, 1, 8), options.pop("output_type", "pil")
-    one_of("output_type", output, OUTPUTS)
+    scale = number("scale", scale, 1, 8)
+    output = one_of("output_type", options.pop("output_type", "pil"), OUTPUTS)
+    share("strength", strength)
+    unit, given = pipe.family.unit, [options.get(side) for side in SIZES]
+    sides = [round(side * scale / unit) * unit for side in size(pipe.family, *given).values()]
+    height, width = size(pipe.family, *sides).values()
     first = pipe(prompt, negative_prompt, seed=seed, output_type="pt", **options)
-    again = {name: value for name, value in options.items() if name not in (*SIZES, "num_images_per_prompt")}
-    *_, h, w = first.images.shape
-    unit = pipe.family.unit
-    height, width = (round(side * scale / unit) * unit for side in (h, w))
-    large = F.interpolate(first.images, (height, width), mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
-    done = [
-        pipe(
-            said["prompt"], said["negative_prompt"], image=image, height=height, width=width,
-            strength=strength, seed=said["seed"], output_type="latent", **again,
-        )
-        for image, said in zip(large, parted(first.parameters, len(first)), strict=True)
-    ]  # fmt: skip
-    said = [parted(one.parameters, 1)[0] | {"task": "hires", "scale": scale} for one in done]
-    x = torch.cat([one.latents for one in done])
-    images = None if output == "latent" else presented(pipe.decode(x, options.get("tile") or 0), output, said)
-    return Result(images, x, first.seeds, merge(said))
+    told = (*SIZES, *WAYS, "num_images_per_prompt")  # by the parameters of each image
+    again = {name: value for name, value in options.items() if name not in told}
+    large = F.interpolate(first.images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    done = []
+    for image, said in zip(2 * large - 1, parted(first.parameters, len(first)), strict=True):
+        own = {name: said[name] for name in ("negative_prompt", "seed", *WAYS) if name in said}
+        done.append(
+            pipe(
+                said["prompt"], image=image, height=height, width=width, strength=strength,
+                output_type=output, **own, **again,
+            )
+        )  # fmt: skip
+    return marked(joined(done), task="hires", scale=scale)

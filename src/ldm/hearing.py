@@ -1,4 +1,4 @@
-"""What the UNet of a model hears and sees for a request, and both with it as one denoiser."""
+"""What a model's UNet hears and sees for a request; with it, the denoiser that solvers are handed."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from ldm.watching import watched
 def denoiser(model: Model, request: Request, pictures: Pictures, noise: Draws) -> Denoise:
     """The function (x, level) -> x0 that solvers are handed; rows of as many chunks are one batch."""
     seen = beside(model, request, pictures, noise)
-    said = list(zip(request.prompts, request.negatives, (b.prompt for b in request.blends), strict=True))
+    said = [(*heard, n) for heard, n in zip(request.spoken, request.negatives, strict=True)]
     groups, parts = by_length(model.tokenizers, said, request.details.prompt_weights), []
     for chunks, rows in groups.items():  # apart, so that no image depends on the length of other prompts
         own = None if seen is None else seen[rows]
@@ -77,16 +77,15 @@ def condition(
 
 
 def heard(model: Model, request: Request, chunks: int) -> Conditioning:
-    """What the UNet hears of the prompts, and of those they are blended with."""
-    cond = condition(model, request.prompts, request.details, chunks=chunks)
-    shares = [blend.share for blend in request.blends]
-    if not any(shares):
+    """What the UNet hears of the prompts, and of those that they are blended with."""
+    prompts, others = zip(*request.spoken, strict=True)
+    cond = condition(model, list(prompts), request.details, chunks=chunks)
+    if all(other is None for other in others):
         return cond
-    others = [
-        blend.prompt if blend.share else own
-        for own, blend in zip(request.prompts, request.blends, strict=True)
-    ]
-    return blended(cond, condition(model, others, request.details, chunks=chunks), shares)
+    to = [prompt if other is None else other for prompt, other in request.spoken]
+    shares = [0.0 if other is None else b.share for other, b in zip(others, request.blends, strict=True)]
+    there = condition(model, to, request.details, chunks=chunks)
+    return blended(cond, there, shares, model.family.texts[-1].pooled)
 
 
 def unconditional(model: Model, request: Request, cond: Conditioning, chunks: int) -> Conditioning:

@@ -104,7 +104,7 @@ def from_any(image: Any, size: tuple[int, int], name: str = "image") -> Tensor:
     elif array:
         x = 2 * within(name, x, 0, "divide it by 255, or make it uint8", "halve it and add 0.5") - 1
     else:
-        within(name, x, -1, "divide it by 127.5 and take 1 away, or make it uint8", "rescale it")
+        x = within(name, x, -1, "divide it by 127.5 and take 1 away, or make it uint8", "rescale it")
     return rearrange(x, "h w c -> 1 c h w") if array else x.reshape(1, 3, h, w)
 
 
@@ -126,7 +126,7 @@ def mask_from_any(mask: Any, size: tuple[int, int]) -> Tensor:
         if x.max() == 1:
             raise InputError("mask_image has bytes 0 and 1 alone, but white is 255; make it bool")
         x = x / 255
-    within(name, x, 0, "make it bool where to repaint, or uint8", "rescale it", 0)
+    x = within(name, x, 0, "make it bool where to repaint, or uint8", "rescale it", 0)
     return x.reshape(1, 1, h, w)
 
 

@@ -100,11 +100,14 @@ def shape(layout: str) -> Shape:
 
 
 def within(name: str, x: Tensor, least: float, large: str, small: str, off: float = 0.001) -> Tensor:
-    """x itself, with values from `least` to 1; large, small: what to do with others. Raises InputError."""
+    """x with values from `least` to 1, of which it may miss by `off`. Raises InputError.
+
+    large, small  what to do with others
+    """
     if not bool(torch.isfinite(x).all()):
         raise InputError(f"{name} has values that are not finite; take them out")
     low, high = float(x.min()), float(x.max())
     if low < least - off or high > 1 + off:
         remedy = small if low < least - off else large
         raise InputError(f"{name} has values outside [{least}, 1], from {low:.4g} to {high:.4g}; {remedy}")
-    return x
+    return x.clamp(least, 1)

@@ -19,8 +19,10 @@ from typing import Any
 from PIL import Image
 
 from ldm.checks import shown
+from ldm.clip.config import CLIPConfig
 from ldm.details import NAMES
 from ldm.errors import InputError
+from ldm.family import Family
 from ldm.image import Picture
 from ldm.request import WAYS
 from ldm.schedulers.samplers import SAMPLERS, sampler
@@ -206,13 +208,23 @@ def value_at(line: str, at: int) -> tuple[str, int]:
     return line[at:end].strip(), end + 1
 
 
-def reused(source: Any, changes: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """The arguments that made a picture, with changes, for a model of a family. Raises InputError."""
+def reused(source: Any, changes: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The arguments that made a picture, with changes, for a model of a family. Raises InputError.
+
+    "Clip skip" of other programs is heard where they do: by models that hear CLIP's last layer.
+    """
     said = parameters(source)
-    if said.get("family", family) != family:
-        raise InputError(f"{shown(source)} was drawn by {said['family']}, not {family}; load that model")
+    if said.get("family", family.name) != family.name:
+        raise InputError(f"{shown(source)} was drawn by {said['family']}, not {family.name}; load that model")
     if "task" in said:
         raise InputError(f"{shown(source)} was made by ldm.{said['task']}; call that again")
-    if "strength" in said and "image" not in changes:
-        raise InputError(f"{shown(source)} was drawn from a picture, which it does not hold; give image=…")
+    given = said.get("given", ("image",) if "strength" in said else ())
+    if missing := [name for name in given if changes.get(name) is None]:
+        raise InputError(
+            f"{shown(source)} was drawn from {' and '.join(missing)}, which it does not hold; "
+            f"give {missing[0]}=…"
+        )
+    clips = [text.config for text in family.texts if isinstance(text.config, CLIPConfig)]
+    if "other" in said and (not clips or any(clip.skip for clip in clips)):
+        said.pop("clip_skip", None)
     return arguments(said, changes)

@@ -45,6 +45,11 @@ class Pictures(NamedTuple):
         if self.mask is not None and family.beside in ("edit", "upscale", "enlarge"):
             raise InputError(f"{family.name} does not take mask_image; leave it out")
 
+    def names(self, latents: Any) -> tuple[str, ...]:
+        """The arguments that no file of parameters can hold, of those that are given."""
+        given = {"image": self.image, "mask_image": self.mask, "depth_map": self.depth, "latents": latents}
+        return tuple(name for name, value in given.items() if value is not None)
+
     def read(self, family: Family, height: int, width: int) -> "Pictures":
         """As tensors, of the size of the images to be made; small ones of the size they have to be."""
         smaller = family.vae.factor if enlarges(family) else 1
@@ -61,6 +66,12 @@ class Pictures(NamedTuple):
     def to(self, device: torch.device) -> "Pictures":
         """On a device."""
         return Pictures(*(None if x is None else x.to(device) for x in self))
+
+
+def refuse_sighted(family: Family, done: str) -> None:
+    """Raises InputError for a family whose network sees more than a noisy latent."""
+    if family.beside or family.unet.labels:
+        raise InputError(f"{family.name} sees more than a latent, and is not {done}; use an ordinary model")
 
 
 def starts_at_image(family: Family) -> bool:
@@ -85,7 +96,7 @@ def grown(family: Family, image: Any, height: int | None, width: int | None) -> 
 
 def as_it_is(image: Any) -> Tensor:
     """A picture as float32 [1 3 H W] in [-1, 1], of the size that it has. Raises InputError."""
-    return from_any(image, size_of(image) or (1, 1))
+    return from_any(image, size_of(image) or (512, 512))  # the second is only spoken of in an error
 
 
 def size_of(image: Any) -> tuple[int, int] | None:

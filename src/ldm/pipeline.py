@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,15 +113,19 @@ class Pipeline(Adapted):
         tiling(self.family, request.details.tile)
         pictures = given.read(self.family, request.height, request.width).to(self.device)
         x, moments = run(*self.start(request, latents, pictures), callback, progress, record)
-        result = self.finish(request, x, pictures)
-        return replace(result, trajectory=Trajectory(moments, self.decode)) if record else result
+        result = self.finish(request, x, pictures, given.names(latents))
+        return (
+            replace(result, trajectory=Trajectory(moments, partial(self.decode, tile=request.details.tile)))
+            if record
+            else result
+        )
 
     def from_png(self, png: Any, **changes: Any) -> Result:
         """The image that a PNG file tells the parameters of, again or with changes: arguments of a call.
 
         Raises InputError as `ldm.parameters` and a call do, for another family's, and if image is missing.
         """
-        return self(**reused(png, changes, self.family.name))
+        return self(**reused(png, changes, self.family))
 
     def start(
         self, request: Request, latents: Tensor | None, pictures: Pictures
@@ -146,13 +151,13 @@ class Pipeline(Adapted):
         draws = moving(request, shape, family.schedule, self.device) if request.sampler.brownian else noise
         return x, path, request.sampler.solve(denoise, x, path, draws)
 
-    def finish(self, request: Request, x: Tensor, pictures: Pictures) -> Result:
-        """Decode the last latent into what the request asked for."""
-        said = request.parameters(self.family, pictures.image is not None)
+    def finish(self, request: Request, x: Tensor, pictures: Pictures, given: Sequence[str] = ()) -> Result:
+        """Decode the last latent into what the request asked for; given: as of `Request.parameters`."""
+        said = request.parameters(self.family, given)
         images: Any = None
         if request.output != "latent":
             images = decode(self, x, request.details.tile)
-            if pictures.image is not None and pictures.mask is not None and self.family.beside != "inpaint":
+            if pictures.image is not None and pictures.mask is not None:
                 images = paste(images, pictures.image, pictures.mask)
             images = presented(images, request.output, said)
         return Result(images, x, request.seeds, merge(said))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from ldm.checks import dense
 from ldm.coding import encode
 from ldm.family import Family
 from ldm.model import Model
@@ -34,12 +35,17 @@ KNOWN = {
 def previewer(model: Model) -> Callable[[Tensor], Tensor]:
     """A function of latents [b c h w] -> images [b 3 h w] in [-1, 1], a pixel for each latent one.
 
-    For models without a published map a small chart of colours is encoded, once, here.
+    For models without a published map a small chart of colours is encoded, once, here. The function raises
+    InputError for anything but latents.
     """
     rows = published(model.family)
-    table = fitted(model) if rows is None else torch.tensor(rows, device=model.device)
+    table = fitted(model) if rows is None else torch.tensor(rows, dtype=torch.float32)
+
+    channels = model.family.vae.latent_channels
+    shape = (None, channels, None, None)
 
     def preview(latents: Tensor) -> Tensor:
+        latents = dense("latents", latents, f"a tensor [b {channels} h w]", shape)
         weight, bias = table[:-1].to(latents.device), table[-1].to(latents.device)
         rgb = rearrange(latents.float(), "b c h w -> b h w c") @ weight + bias
         return rearrange(rgb, "b h w c -> b c h w").clamp(-1, 1)
@@ -56,9 +62,9 @@ def published(family: Family) -> tuple[tuple[float, ...], ...] | None:
 @torch.no_grad()
 def fitted(model: Model) -> Tensor:
     """W and b [c + 1, 3] with which latents of plain colours give these colours."""
-    shade = torch.linspace(-1, 1, SHADES)
+    shade = torch.linspace(-1, 1, SHADES, dtype=torch.float32, device="cpu")
     colours = torch.cartesian_prod(shade, shade, shade)
-    order = torch.arange(len(colours)) * 37 % len(colours)  # so that neighbours are unlike
+    order = torch.arange(len(colours), device="cpu") * 37 % len(colours)  # so that neighbours are unlike
     factor = model.family.vae.factor
     chart = repeat(
         colours[order], "(h w) c -> 1 c (h y) (w x)", h=8, y=SIDE * factor, x=SIDE * factor

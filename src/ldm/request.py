@@ -62,26 +62,34 @@ class Request:
         )
 
     @property
+    def spoken(self) -> list[tuple[Prompt, Prompt]]:
+        """What each image hears: a prompt and, where it is on its way to another, that one, else None."""
+        rows = zip(self.prompts, self.blends, strict=True)
+        return [(b.prompt, None) if b.share == 1 else (own, b.prompt if b.share else None) for own, b in rows]
+
+    @property
     def told(self) -> list[str]:
         """The details that are not the default."""
         plain = Details.of(self.height, self.width)
         return [name for name in NAMES if getattr(self.details, name) != getattr(plain, name)]
 
-    def parameters(self, family: Family, drawn_from: bool = False) -> list[dict[str, Any]]:
-        """What each image was made with, as plain data; drawn_from: whether from a picture."""
+    def parameters(self, family: Family, given: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """What each image was made with, as plain data; given: the arguments that are none."""
         common = {
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "sampler": self.sampler.name,
             "eta": self.sampler.eta,
             **({"spacing": name_of(self.sampler.spacing)} if self.sampler.spacing else {}),
-            **({"strength": self.strength} if drawn_from else {}),
+            **({"strength": self.strength} if "image" in given else {}),
+            **({"given": tuple(given)} if given else {}),
             "width": self.width,
             "height": self.height,
             "family": family.name,
             **{name: getattr(self.details, name) for name in self.told},
         }
-        varied, blended = (any(way.share for way in ways) for ways in (self.variations, self.blends))
+        varied = any(v.seed is not None for v in self.variations)
+        blended = any(b.prompt is not None for b in self.blends)
         rows = zip(self.prompts, self.negatives, self.seeds, self.variations, self.blends, strict=True)
         return [
             {"prompt": p, "negative_prompt": n, "seed": s, **common}
@@ -154,15 +162,20 @@ def refuse_odd(
     """Raises KeywordError for an unknown keyword, with the nearest known one; InputError for a callback that
     is no function, and for arguments that do not go together.
     """
-    for name in unknown:
-        near = get_close_matches(name, KEYWORDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise KeywordError(f"unknown argument {name!r}; {hint}there are {', '.join(KEYWORDS)}")
+    refuse_unknown(unknown)
     given.check(family)
     if given.image is not None and latents is not None and family.beside in ("", "depth"):
         raise InputError("image and latents are two different starts; give one of them")
     if callback is not None and not callable(callback):
         raise InputError(f"callback must be a function (step, level, x, x0), not {type(callback).__name__}")
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raises KeywordError for names that a call does not know, with the nearest known one."""
+    for name in names:
+        near = get_close_matches(name, KEYWORDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise KeywordError(f"unknown argument {name!r}; {hint}there are {', '.join(KEYWORDS)}")
 
 
 def size(family: Family, height: int | None, width: int | None) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """What a call of a pipeline gives back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.image import grid, png_bytes, to_numpy, to_pil, to_unit
+from ldm.image import Picture, grid, png_bytes, to_numpy, to_pil, to_unit
 from ldm.trajectory import Trajectory
 
 
@@ -62,6 +62,15 @@ def presented(images: Tensor, output: str, said: list[dict[str, Any]]) -> Any:
     if output == "pt":
         return images
     return to_pil(to_numpy(images), said) if output == "pil" else to_numpy(images)
+
+
+def marked(result: Result, **extra: Any) -> Result:
+    """A result that tells more of how it was made."""
+    said = [row | extra for row in parted(result.parameters, len(result))]
+    images = result.images
+    if isinstance(images, list):
+        images = [Picture.of(np.asarray(image), row) for image, row in zip(images, said, strict=True)]
+    return replace(result, images=images, parameters=merge(said))
 
 
 def joined(results: Sequence[Result]) -> Result:

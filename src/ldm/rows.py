@@ -17,15 +17,15 @@ Prompt = str | int | None
 class Variation(NamedTuple):
     """How far an image's noise is on its way to another seed's."""
 
-    seed: int
-    share: float
+    seed: int | None = None
+    share: float = 0.0
 
 
 class Blend(NamedTuple):
     """How far an image's prompt is on its way to another."""
 
-    prompt: Prompt
-    share: float
+    prompt: Prompt = None
+    share: float = 0.0
 
 
 def some(family: Family, name: str, value: Any) -> list[Prompt]:
@@ -76,7 +76,7 @@ def variations(seed: Any, strength: Any, count: int) -> list[Variation]:
     if strength is None:
         if seed is not None:
             raise InputError("variation_seed needs variation_strength, from 0 to 1")
-        return [Variation(0, 0.0)] * count
+        return [Variation()] * count
     return list(
         map(Variation, seeds(seed, count, "variation_seed"), shares("variation_strength", strength, count))
     )
@@ -87,7 +87,7 @@ def blends(family: Family, prompt: Any, share: Any, times: int, count: int) -> l
     if (prompt is None) != (share is None):
         raise InputError("blend_prompt and blend, how far to go to it, are given together")
     if prompt is None:
-        return [Blend(None, 0.0)] * count
+        return [Blend()] * count
     rows = [row for row in per_prompt(family, prompt, count // times, "blend_prompt") for _ in range(times)]
     return list(map(Blend, rows, shares("blend", share, count)))
 

@@ -1,20 +1,22 @@
 """What else can be done with a pipeline: walk back from an image, edit it, go from one image to another."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.checks import refuse, whole
+from ldm.checks import number, refuse, whole
+from ldm.details import NAMES
 from ldm.errors import InputError
 from ldm.hearing import denoiser
 from ldm.noise import Noise
-from ldm.pictures import Pictures
+from ldm.pictures import Pictures, refuse_sighted
 from ldm.pipeline import Pipeline
-from ldm.request import MOST_IMAGES, Request, read
-from ldm.result import Result, joined
+from ldm.request import KEYWORDS, MOST_IMAGES, WAYS, read, refuse_unknown
+from ldm.result import Result, joined, marked
+from ldm.rows import shares
 from ldm.schedulers import Sampler, solvers
 
 DDIM = "ddim"
@@ -39,42 +41,38 @@ def invert(
     num_inference_steps: int | None = None,
     rounds: int = 30,
     tolerance: float = 1e-5,
+    **details: Any,
 ) -> Inverted:
     """The noise from which DDIM, without guidance, draws an image again (see `solvers.inverse`).
 
-    image   as `pipe` takes it
-    prompt  what the image shows; None: nothing is said
-    rounds  at most so many calls of the network a step; 1 is the usual inversion, which misses
+    image    as `pipe` takes it
+    prompt   what the image shows; None: nothing is said
+    rounds   at most so many calls of the network a step; 1 is the usual inversion, which misses
+    details  that the image is to be drawn with, such as prompt_weights, clip_skip and tile
     Raises InputError as `pipe` does, and for models that see more than a latent.
     """
     family = pipe.family
-    if family.beside or family.unet.labels:
-        raise InputError(f"{family.name} sees more than a latent, and is not inverted; use an ordinary model")
-    if prompt is None and family.texts:
-        prompt = ""
-    sizes = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
-    request = asked(pipe, prompt, sizes)
+    refuse_sighted(family, "inverted")
+    refuse(details, "denoising_start", "denoising_end", *(set(KEYWORDS) - set(NAMES)))
+    refuse_unknown(set(details) - set(NAMES))
+    request = read(
+        family, "" if prompt is None and family.texts else prompt, None, height=height, width=width,
+        num_inference_steps=num_inference_steps, guidance_scale=1.0, num_images_per_prompt=1, seed=0,
+        chosen=DDIM, strength=None, output_type="pil", ways={}, details=details,
+    )  # fmt: skip
+    if len(request.seeds) > 1:
+        raise InputError(f"prompt must be one, for one image, not {len(request.seeds)}")
+    rounds, tolerance = whole("rounds", rounds, 1000), number("tolerance", tolerance, 0, 1)
     pictures = Pictures(image).read(family, request.height, request.width).to(pipe.device)
     if pictures.image is None:
         raise InputError("image is missing; give the picture to invert")
     schedule = family.schedule
     path = request.sampler.path(schedule, request.steps, family.spacing, schedule.at(0))
     denoise = denoiser(pipe, request, Pictures(), Noise(request.seeds, (1, 1, 1)))
-    rounds = whole("rounds", rounds, 1000)
-    walk = list(
-        solvers.invert(denoise, pipe.encode(pictures.image), path, rounds=rounds, tolerance=tolerance)
-    )
+    z = pipe.encode(pictures.image, request.details.tile)
+    walk = list(solvers.invert(denoise, z, path, rounds=rounds, tolerance=tolerance))
     same = replace(request.sampler, spacing=lambda *_: path, steps=len(path) - 1)
     return Inverted(walk[-1][0], same, [miss for _, miss in walk])
-
-
-def asked(pipe: Pipeline, prompt: Any, options: Mapping[str, Any]) -> Request:
-    """A request for one image without guidance, of the size and steps among the options."""
-    sizes = {name: options.get(name) for name in ("height", "width", "num_inference_steps")}
-    return read(
-        pipe.family, prompt, None, **sizes, guidance_scale=1.0, num_images_per_prompt=1, seed=0,
-        chosen=DDIM, strength=None, output_type="pil", ways={}, details={},
-    )  # fmt: skip
 
 
 def edit(
@@ -87,13 +85,14 @@ def edit(
     options     as of `pipe`; guidance_scale: 1 keeps most of the image, more shows more of the new prompt
     Raises InputError as `pipe` does.
     """
-    refuse(options, "sampler", "latents", "image", "mask_image", "num_images_per_prompt")
+    refuse(options, "sampler", "latents", "image", "mask_image", "num_images_per_prompt", "strength", *WAYS)
+    details: dict[str, Any] = {name: options[name] for name in NAMES if name in options}
     found = invert(
         pipe, image, prompt, height=options.get("height"), width=options.get("width"),
-        num_inference_steps=options.get("num_inference_steps"), rounds=rounds,
+        num_inference_steps=options.get("num_inference_steps"), rounds=rounds, **details,
     )  # fmt: skip
     options = {"guidance_scale": 1.0} | options | {"num_inference_steps": None}
-    return pipe(new_prompt, latents=found.latents, sampler=found.sampler, **options)
+    return marked(pipe(new_prompt, latents=found.latents, sampler=found.sampler, **options), task="edit")
 
 
 def interpolate(
@@ -102,7 +101,8 @@ def interpolate(
     """A sequence of images from one prompt's or seed's to another's; `ldm.animate` makes a moving picture.
 
     Tokens and noises, also those of every step, go along great circles (`circle.slerp`). The first and the
-    last image are what `pipe` draws of the first prompt and seed, and of the last.
+    last image are what `pipe` draws of the first prompt and seed, and of the last; prompts of unlike length,
+    in chunks, jump a little there, for on the way the shorter one is filled up.
     prompt   one, or two to go from and to
     seeds    one, or two
     frames   how many, 2 to 1024; batch: how many are drawn together
@@ -110,16 +110,16 @@ def interpolate(
     Raises InputError as `pipe` does.
     """
     decided = ("seed", "latents", "image", "mask_image", "num_images_per_prompt", "record")
-    refuse(options, *decided, "variation_seed", "variation_strength", "blend_prompt", "blend")
+    refuse(options, *decided, *WAYS)
     frames, batch = whole("frames", frames, 1024, least=2), whole("batch", batch, 1024)
     (here, there), (first, last) = ends("prompt", prompt), ends("seeds", seeds)
     rows = torch.linspace(0, 1, frames, device="cpu").tolist()
     done = []
-    for shares in (rows[i : i + batch] for i in range(0, frames, batch)):
-        count = len(shares)
-        ways: dict[str, Any] = {} if here == there else {"blend_prompt": there, "blend": shares}
+    for some in (rows[i : i + batch] for i in range(0, frames, batch)):
+        count = len(some)
+        ways: dict[str, Any] = {} if here == there else {"blend_prompt": there, "blend": some}
         if first != last:
-            ways |= {"variation_seed": [last] * count, "variation_strength": shares}
+            ways |= {"variation_seed": [last] * count, "variation_strength": some}
         done.append(pipe(here, seed=[first] * count, num_images_per_prompt=count, **ways, **options))
     return joined(done)
 
@@ -129,7 +129,7 @@ def vary(
     prompt: Any,
     seed: int,
     number: int = 4,
-    strength: float = 0.2,
+    variation_strength: float = 0.2,
     *,
     variation_seed: Any = None,
     **options: Any,
@@ -137,21 +137,25 @@ def vary(
     """Images like the one that `pipe(prompt, seed=seed)` draws: their noise is on its way to other seeds'.
 
     number    of images
-    strength  how far, 0 (the same image) to 1 (that of the other seed)
-    variation_seed  of the first, the next ones follow; None: drawn afresh
+    variation_strength  how far, 0 (the same image) to 1 (that of the other seed)
+    variation_seed      of the first, the next ones follow; None: drawn afresh
     options   as of `pipe`; with image=…, variations of what is drawn from that
     Raises InputError as `pipe` does.
     """
-    refuse(options, "seed", "variation_strength", "num_images_per_prompt", "latents")
+    refuse(options, "seed", "num_images_per_prompt", "latents")
     count = whole("number", number, MOST_IMAGES)
     seeds = [whole("seed", seed, 2**63 - 1, least=0)] * count
-    ways = {"variation_seed": variation_seed, "variation_strength": strength}
+    ways = {
+        "variation_seed": variation_seed,
+        "variation_strength": shares("variation_strength", variation_strength, count),
+    }
     return pipe(prompt, seed=seeds, num_images_per_prompt=count, **ways, **options)
 
 
 def ends(name: str, value: Any) -> tuple[Any, Any]:
     """Where a way begins and ends: two things, or one that stays."""
-    if not isinstance(value, (tuple, list)):
+    value = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
+    if not isinstance(value, (tuple, list, range)):
         return value, value
     if len(value) != 2:
         raise InputError(f"{name} must be one, or two to go from and to, not {len(value)}")
