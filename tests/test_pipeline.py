@@ -220,6 +220,25 @@ def test_ctrl_c_leaves_the_pipeline_as_it_was(pipe, name):
     assert torch.equal(pipe("a cat", **options).latents, before)
 
 
+@pytest.mark.parametrize("name", ["ddim", "euler_ancestral", "dpmpp_2m", "heun"])
+def test_gradients_flow_through_a_call_where_the_start_asks_for_them(pipe, name):
+    options = {"seed": 1, "sampler": name, "num_inference_steps": 2, "output_type": "pt", "progress": False}
+    start, way = unit_noise(5, 1, 4, H, W), unit_noise(6, 1, 4, H, W)
+
+    def loss(x):
+        return pipe("a cat", latents=x, **options).images.double().square().sum()
+
+    asked = start.clone().requires_grad_()
+    loss(asked).backward()
+    with torch.no_grad():
+        slope = (loss(start + 1e-3 * way) - loss(start - 1e-3 * way)) / 2e-3
+        assert not loss(asked).requires_grad
+    assert float((asked.grad * way).sum()) == pytest.approx(float(slope), rel=0.05)
+    plain = pipe("a cat", latents=start, **options)
+    assert not plain.latents.requires_grad and not plain.images.requires_grad and torch.is_grad_enabled()
+    assert isinstance(pipe("a cat", latents=asked, **options | {"output_type": "pil"})[0], Image.Image)
+
+
 def test_progress_is_one_bar_that_can_be_silenced(pipe, capsys):
     pipe("a", progress=False)
     assert capsys.readouterr() == ("", "")

@@ -57,7 +57,7 @@ def to_unit(images: Tensor) -> Tensor:
 
 def to_numpy(images: Tensor) -> np.ndarray:
     """[b 3 H W] in [0, 1] -> float32 [b H W 3] in [0, 1]."""
-    return rearrange(images, "b c h w -> b h w c").cpu().numpy()
+    return rearrange(images, "b c h w -> b h w c").detach().cpu().numpy()
 
 
 def to_pil(images: np.ndarray, parameters: Sequence[dict[str, Any]]) -> list[Picture]:

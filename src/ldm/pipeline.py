@@ -54,7 +54,6 @@ class Pipeline(Adapted):
         """What the UNet hears of prompts, texts or classes, of images of the family's size."""
         return condition(self, prompts)
 
-    @torch.no_grad()
     def __call__(
         self,
         prompt: Any = None,
@@ -87,7 +86,8 @@ class Pipeline(Adapted):
         guidance_scale            w of eps_u + w (eps_c - eps_u); w <= 1 runs the conditional branch alone
         seed                      int or one per image; image i uses seed + i, alone or in a batch
         sampler                   a name or `ldm.sampler(...)`
-        latents                   start noise [b c h w], unit variance, used as x_T unchanged
+        latents                   start noise [b c h w], unit variance, used as x_T unchanged; if it requires
+                                  grad, result.latents and images of "pt" have one, else nothing has
         image, strength           image to image: the last `int(steps * strength)` steps, strength in (0, 1];
                                   PIL, array [H W 3] in [0, 1], tensor [3 H W] in [-1, 1], or uint8 0..255;
                                   what to edit, or the small picture, for models that are made for that
@@ -97,7 +97,9 @@ class Pipeline(Adapted):
         output_type               "pil"; "np" [b H W 3] or "pt" [b 3 H W], float32 in [0, 1]; "latent"
         callback                  called with (step, level, x, x0) after every step
         record                    whether result.trajectory keeps x, x0, eps and level of every step
-        details                   the fields of `ldm.details.Details`, of which some are only some families'
+        details                   the fields of `ldm.details.Details`, of which some are only some families';
+                                  variation_seed and variation_strength, how far the noise is on the way to
+                                  another seed's; blend_prompt and blend, the same of the prompt
         Raises InputError naming the argument; NumericError, naming stage and step, for non-finite results.
         """
         given = Pictures(image, mask_image, depth_map)
@@ -112,12 +114,14 @@ class Pipeline(Adapted):
         )  # fmt: skip
         tiling(self.family, request.details.tile)
         pictures = given.read(self.family, request.height, request.width).to(self.device)
-        x, moments = run(*self.start(request, latents, pictures), callback, progress, record)
-        result = self.finish(request, x, pictures, given.names(latents))
-        return (
-            replace(result, trajectory=Trajectory(moments, partial(self.decode, tile=request.details.tile)))
-            if record
-            else result
+        asked = isinstance(latents, Tensor) and latents.requires_grad
+        with torch.set_grad_enabled(asked and torch.is_grad_enabled()):
+            x, moments = run(*self.start(request, latents, pictures), callback, progress, record)
+            result = self.finish(request, x, pictures, given.names(latents))
+        if not record:
+            return result
+        return replace(
+            result, trajectory=Trajectory(moments, partial(self.decode, tile=request.details.tile))
         )
 
     def from_png(self, png: Any, **changes: Any) -> Result:
