@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 
 import numpy as np
-from captions import Prompt, describe
+from captions import Prompt, Want, describe
 from judge import judge
 from PIL import Image
 from repaint import cases
@@ -118,6 +118,53 @@ def inversion(pipe: Pipeline, number: int) -> dict[str, float]:
     return {"mean": mean(found), "least": min(found)}
 
 
+def editing(pipe: Pipeline, number: int) -> dict[str, float]:
+    """A shape of another colour by `ldm.edit`: percent right, and dB of what lies apart from it."""
+    right, kept = 0, []
+    rng = np.random.default_rng(4000)
+    for i in range(number):
+        scene = sample_scene(rng, "one", pairs_seen())
+        (shape,) = scene.shapes
+        colours = sorted({colour for colour, kind in pairs_seen() if kind == shape.kind} - {shape.colour})
+        colour = colours[i % len(colours)]
+        words = "a {} {} {} on a {} background"
+        before = words.format(shape.size, shape.colour, shape.kind, scene.ground)
+        after = words.format(shape.size, colour, shape.kind, scene.ground)
+        picture = draw(scene)
+        edited = ldm.edit(pipe, Image.fromarray(picture), before, after, rounds=10, guidance_scale=3, **QUIET)
+        right += judge(
+            np.asarray(edited[0]), Prompt(after, (Want(shape.kind, colour, shape.size),), None, scene.ground)
+        ).right
+        y, x = np.mgrid[:SIDE, :SIDE]
+        apart = np.hypot(x - shape.x, y - shape.y) > 1.5 * shape.radius
+        kept.append(psnr(np.asarray(edited[0])[apart], picture[apart]))
+    return {"right": 100 * right / number, "kept": mean(kept)}
+
+
+def varying(pipe: Pipeline, number: int) -> dict[str, float]:
+    """Variations of half strength: percent that are right, and percent that are another picture."""
+    right = other = 0
+    for i, (_, prompt) in enumerate(scenes(number)):
+        plain = np.asarray(pipe(prompt.text, seed=i, **QUIET)[0])
+        (drawn,) = ldm.vary(pipe, prompt.text, i, 1, 0.5, variation_seed=9000 + i, **QUIET)
+        right += judge(np.asarray(drawn), prompt).right
+        other += psnr(drawn, plain) < 30
+    return {"right": 100 * right / number, "other": 100 * other / number}
+
+
+def drawing_over(pipe: Pipeline, number: int) -> dict[str, float]:
+    """Image to image, from a scene to another one's prompt: percent right, by strength."""
+    right = {}
+    some = list(scenes(2 * number))
+    for strength in (0.5, 0.9):
+        hits = 0
+        for i, ((picture, _), (_, prompt)) in enumerate(zip(some[::2], some[1::2], strict=True)):
+            drawn = pipe(prompt.text, image=Image.fromarray(picture), strength=strength, seed=i, **QUIET)
+            hits += judge(np.asarray(drawn[0]), prompt).right
+        right[f"right at {strength}"] = 100 * hits / number
+    return right
+
+
 def mean(values: list[float]) -> float:
     return float(np.mean(values))
 
@@ -129,7 +176,10 @@ def better(ours: list[float], theirs: list[float]) -> float:
 
 TRIALS = {
     trial.__name__: trial
-    for trial in (outpainting, upscaling, denoising, enlarging, interpolation, inversion)
+    for trial in (
+        *(outpainting, upscaling, denoising, enlarging, interpolation, inversion),
+        *(varying, drawing_over, editing),
+    )
 }
 
 

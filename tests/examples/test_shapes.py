@@ -288,6 +288,9 @@ def test_half_a_scene_is_repainted_and_the_other_half_keeps_every_byte():
         ("enlarging", lambda found: found["two passes"] >= 80 and found["at once"] < 40),
         ("interpolation", lambda found: found["ends equal"] == 100 and found["ends right"] >= 80),
         ("inversion", lambda found: found["least"] > 35),
+        ("editing", lambda found: found["right"] >= 80 and found["kept"] > 40),
+        ("varying", lambda found: found["right"] >= 70 and 0 < found["other"]),
+        ("drawing_over", lambda found: found["right at 0.9"] >= 70 > found["right at 0.5"]),
     ],
 )
 def test_what_is_done_with_pictures_is_judged_good(trial, good):
