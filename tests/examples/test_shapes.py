@@ -289,7 +289,7 @@ def test_half_a_scene_is_repainted_and_the_other_half_keeps_every_byte():
         ("interpolation", lambda found: found["ends equal"] == 100 and found["ends right"] >= 80),
         ("inversion", lambda found: found["least"] > 35),
         ("editing", lambda found: found["right"] >= 80 and found["kept"] > 40),
-        ("varying", lambda found: found["right"] >= 70 and 0 < found["other"]),
+        ("varying", lambda found: found["right"] >= 70 and found["other"] > 0),
         ("drawing_over", lambda found: found["right at 0.9"] >= 70 > found["right at 0.5"]),
     ],
 )

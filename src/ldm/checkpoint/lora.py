@@ -9,18 +9,20 @@ scale = alpha / rank, 1 where there is no alpha.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ldm.checkpoint import diffusers, original
-from ldm.checkpoint.files import File
-from ldm.checkpoint.paths import source_path
-from ldm.checkpoint.table import table
+from ldm.checkpoint.files import File, write
+from ldm.checkpoint.paths import source_path, target_path
+from ldm.checkpoint.table import Form, table
 from ldm.checkpoint.values import check_finite
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, InputError
 from ldm.model import Model
 
 HALVES = (  # how the ends of names are called, each to what it is
@@ -30,6 +32,7 @@ HALVES = (  # how the ends of names are called, each to what it is
     (r"_lora\.down\.weight", "down"),
     (r"_lora\.up\.weight", "up"),
 )
+NAMINGS = {"peft": ("lora_A", "lora_B"), "kohya": ("lora_down", "lora_up")}
 MOST_SHOWN = 4
 
 
@@ -75,6 +78,39 @@ def read_lora(source: str | Path, model: Model) -> Changes:
     return {place: change(path, model, place, halves) for place, halves in found.items()}
 
 
+def write_lora(
+    path: str | Path, model: Model, changes: Changes, naming: str = "peft", dtype: torch.dtype = torch.float32
+) -> None:
+    """Write changes to a .safetensors file, by the names of diffusers' modules, which it loads.
+
+    naming  "kohya", with alpha; "peft", where the scale is in `up`
+    Raises InputError; CheckpointError for a weight that is no module of its own there, and if the file cannot
+    be written.
+    """
+    if naming not in NAMINGS:
+        raise InputError(f"naming must be one of {', '.join(NAMINGS)}, not {naming!r}")
+    if Path(path).suffix != ".safetensors":
+        raise InputError(f"{path} must end in .safetensors, for that is what is written")
+    down, up = NAMINGS[naming]
+    there = {(name, ours): (short, theirs, form) for name, short, ours, theirs, form in folder_names(model)}
+    out: dict[str, Tensor] = {}
+    networks: dict[str, Any] = dict(model.named_networks())
+    for place, change in changes.items():
+        if place not in there:
+            raise CheckpointError(f"{'/'.join(place)} is no module of its own in diffusers; train without it")
+        short, theirs, form = there[place]
+        module = f"{place[0]}.{theirs}" if naming == "peft" else f"{short}_{flat(theirs)}"
+        weight = networks[place[0]].get_submodule(place[1].removesuffix(".weight")).weight
+        shape = form.shape(tuple(weight.shape))
+        axes, scale = (1,) * (len(shape) - 2), change.scale if naming == "peft" else 1.0
+        rank = len(change.down)
+        out[f"{module}.{down}.weight"] = change.down.reshape(rank, *shape[1:]).to("cpu", dtype)
+        out[f"{module}.{up}.weight"] = (scale * change.up).reshape(shape[0], rank, *axes).to("cpu", dtype)
+        if naming == "kohya":
+            out[f"{module}.alpha"] = torch.tensor(change.scale * rank)
+    write(target_path(path), out, {})
+
+
 def split(key: str) -> tuple[str, str | None]:
     """A name as that of a module and what is said of it: "down", "up" or "alpha"; None for anything else."""
     for pattern, half in HALVES:
@@ -106,26 +142,32 @@ def change(path: Path, model: Model, place: tuple[str, str], halves: dict[str, T
 
 def names(model: Model) -> Iterator[tuple[str, tuple[str, str]]]:
     """Every name that a module of a model may have in a file -> its network and our key."""
-    family, several = model.family, len(model.family.texts) > 1
-    networks = model.named_networks()
-    folder = diffusers.rules(family, ("text_model.",) * len(family.texts), old_attention=False)
-    for ours, theirs in modules(networks["unet"].state_dict(), folder["unet"]):
-        yield from ((f"unet.{theirs}", ("unet", ours)), (f"lora_unet_{flat(theirs)}", ("unet", ours)))
-    for ours, theirs in modules(networks["unet"].state_dict(), original.unet_rules(family.unet, "")):
+    for name, short, ours, theirs, _ in folder_names(model):
+        yield from ((f"{name}.{theirs}", (name, ours)), (f"{short}_{flat(theirs)}", (name, ours)))
+    for ours, theirs, _ in modules(model.unet, original.unet_rules(model.family.unet, "")):
         yield f"lora_unet_{flat(theirs)}", ("unet", ours)
+
+
+def folder_names(model: Model) -> Iterator[tuple[str, str, str, str, Form]]:
+    """Of each module: network, what kohya calls that, our key, its name in diffusers, its form there."""
+    family, several, networks = model.family, len(model.family.texts) > 1, model.named_networks()
+    rules = diffusers.rules(family, ("text_model.",) * len(family.texts), old_attention=False)
+    shorts = {"unet": "lora_unet"}
     for i, text in enumerate(family.texts):
-        short = f"lora_te{i + 1}" if several else "lora_te2" if text.name.endswith("2") else "lora_te"
-        for ours, theirs in modules(networks[text.name].state_dict(), folder[text.name]):
-            yield f"{text.name}.{theirs}", (text.name, ours)
-            yield f"{short}_{flat(theirs)}", (text.name, ours)
+        shorts[text.name] = (
+            f"lora_te{i + 1}" if several else "lora_te2" if text.name.endswith("2") else "lora_te"
+        )
+    for name, short in shorts.items():
+        for module in modules(networks[name], rules[name]):
+            yield name, short, *module
 
 
-def modules(keys: Iterable[str], rules: list) -> Iterator[tuple[str, str]]:
-    """Our keys of weights, and the names of their modules elsewhere."""
-    weights = [key for key in keys if key.endswith(".weight")]
-    for ours, source in table(weights, rules).items():
+def modules(network: nn.Module, rules: list) -> Iterator[tuple[str, str, Form]]:
+    """Our keys of a network's weights, the names of their modules elsewhere, and their forms there."""
+    keys = (re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", key) for key in network.state_dict())
+    for ours, source in table((key for key in keys if key.endswith(".weight")), rules).items():
         if source.form.part is None:  # of a fused weight no third alone
-            yield ours, source.key.removesuffix(".weight")
+            yield ours, source.key.removesuffix(".weight"), source.form
 
 
 def flat(module: str) -> str:
