@@ -56,7 +56,9 @@ def timed(module: str) -> tuple[float, float, list[str]]:
     path = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
     answer = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(module=module)],
-        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, check=True,
+        # bytecode is kept between processes, as it is where a package is installed
+        env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": ""},
     )  # fmt: skip
     alone, extra, modules = json.loads(answer.stdout.splitlines()[-1])
     return alone, extra, modules

@@ -69,7 +69,9 @@ def calls(prepare, folder):
     return len(system.calls), set(system.calls)
 
 
-@pytest.mark.parametrize("kind", ["once", "always", "death"])
+@pytest.mark.parametrize(
+    "kind", ["once", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("always", "death"))]
+)
 @pytest.mark.parametrize("prepare", CASES, ids=lambda case: case.__name__)
 def test_a_save_that_fails_anywhere_leaves_the_old_or_the_new(tmp_path, prepare, kind):
     count, kinds = calls(prepare, tmp_path / "model")
