@@ -72,7 +72,13 @@ def calls(prepare, folder):
 @pytest.mark.parametrize(
     "kind", ["once", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("always", "death"))]
 )
-@pytest.mark.parametrize("prepare", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        pytest.param(case, marks=() if i < 2 else pytest.mark.slow, id=case.__name__)
+        for i, case in enumerate(CASES)
+    ],
+)
 def test_a_save_that_fails_anywhere_leaves_the_old_or_the_new(tmp_path, prepare, kind):
     count, kinds = calls(prepare, tmp_path / "model")
     assert count > 60 and {"write", "fsync", "rename", "replace", "mkdir", "close", "flush"} <= kinds
