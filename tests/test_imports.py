@@ -51,7 +51,7 @@ MAY = {
     "checkpoint": {
         "clip", "devices", "errors", "families", "family", "model", "schedulers", "unet", "vae",
     },
-    "coding": {"checks", "errors", "family", "model", "tiles", "walk"},
+    "coding": {"checks", "details", "errors", "family", "model", "tiles", "walk"},
     "maps": {"checks", "coding", "errors", "image", "model", "prompts", "request", "schedulers"},
     "watching": {"attention", "errors", "maps", "model", "request", "rows", "schedulers", "unet"},
     "hearing": {
@@ -66,8 +66,10 @@ MAY = {
     },
     "previews": {"checks", "coding", "family", "model"},
     "loading": {"checkpoint", "pipeline"},
-    "enlarging": {"checks", "errors", "pictures", "pipeline", "request", "result", "schedulers"},
-    "cleaning": {"checks", "errors", "noise", "pictures", "pipeline", "request", "result", "schedulers"},
+    "enlarging": {"checks", "errors", "pictures", "pipeline", "request", "result", "rows", "schedulers"},
+    "cleaning": {
+        "checks", "errors", "noise", "pictures", "pipeline", "request", "result", "rows", "schedulers",
+    },
     "tasks": {
         "checks", "details", "errors", "hearing", "noise", "pictures", "pipeline", "request", "result",
         "rows", "schedulers",

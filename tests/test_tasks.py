@@ -208,7 +208,7 @@ def test_images_from_philox_noise_are_others_and_the_same_alone(pipe):
         (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), "a", tolerance=None), "tolerance"),
         (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), "a", tile=7), "tile"),
         (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), "a", guidance_scale=2), "guidance_scale is decided"),
-        (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), "a", clip_scip=2), "did you mean clip_skip"),
+        (lambda p: ldm.invert(p, np.zeros((16, 16, 3)), "a", clip_scip=2), "did you mean 'clip_skip'"),
         (lambda p: ldm.edit(p, np.zeros((16, 16, 3)), "a", "b", blend=0.5), "blend is decided"),
         (lambda p: p("a", variation_seed=1), "variation_seed needs variation_strength"),
         (lambda p: p("a", variation_strength=[0.1, 0.2]), "variation_strength has 2 numbers for 1 images"),

@@ -2,7 +2,8 @@
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
@@ -61,6 +62,13 @@ def texts(name: str, value: Any) -> list[str]:
                 f"{name} is not valid Unicode: {error.reason} at character {error.start}; take it out"
             ) from None
     return list(rows)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """For a message: the nearest of some names, if one is near, and all of them."""
+    names = list(known)
+    near = get_close_matches(name, names, n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"there are {', '.join(names)}"
 
 
 def refuse(options: Mapping[str, Any], *names: str) -> None:

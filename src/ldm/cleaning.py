@@ -9,7 +9,6 @@ The last line takes from the noisy picture what it knows better than the model: 
 by more than the noise, little is changed.
 """
 
-from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -23,7 +22,8 @@ from ldm.noise import Noise
 from ldm.pictures import as_it_is, refuse_sighted
 from ldm.pipeline import Pipeline
 from ldm.request import OUTPUTS, WAYS, size
-from ldm.result import Result, merge, parted, presented
+from ldm.result import Result, changed, marked
+from ldm.rows import silent
 from ldm.schedulers import Schedule, sampler
 
 STRAIGHT = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))  # blind to planes and edges; of gain 6
@@ -55,7 +55,7 @@ def denoise(
     refuse_sighted(family, "used to denoise")
     steps = whole("num_inference_steps", num_inference_steps, 1000)
     output = one_of("output_type", options.pop("output_type", "pil"), OUTPUTS)
-    prompt = "" if prompt is None and family.texts else prompt
+    prompt = silent(family) if prompt is None else prompt
     if isinstance(prompt, (list, tuple)):
         raise InputError("prompt must be one, for one image, not a list")
     y, tile = as_it_is(image).to(pipe.device), options.get("tile") or 0
@@ -71,12 +71,11 @@ def denoise(
         prompt, latents=first * z, height=h, width=w, seed=0,
         sampler=sampler("euler", timesteps=times), output_type="latent", **options,
     )  # fmt: skip
-    said = [row | {"task": "denoise", "noise_std": s} for row in parted(found.parameters, 1)]
     if output == "latent":
-        return replace(found, parameters=merge(said))
+        return marked(found, task="denoise", noise_std=s)
     x = pipe.decode(found.latents, tile)
     x = torch.lerp(y, x, min(1.0, s**2 / max(float((y - x).square().mean()), 1e-12)))
-    return replace(found, images=presented(x, output, said), parameters=merge(said))
+    return changed(found, x, output, task="denoise", noise_std=s)
 
 
 def noise_of(y: Tensor) -> float:

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checks import dense, inside, whole
+from ldm.checks import dense, inside
+from ldm.details import tiling
 from ldm.errors import InputError
 from ldm.family import Family
 from ldm.model import Model
 from ldm.tiles import tiled
 from ldm.walk import check_finite
-
-MOST_TILE, LEAST_TILE = 8192, 8  # pixels; latent pixels
 
 
 def encode(model: Model, images: Tensor, tile: int = 0) -> Tensor:
@@ -66,13 +65,3 @@ def decodable(family: Family, latents: Any) -> Tensor:
     if not bool(torch.isfinite(latents.float()).all()):
         raise InputError("latents has values that are not finite; take them from a result or pipe.encode")
     return latents
-
-
-def tiling(family: Family, tile: int) -> int:
-    """A tile's side in pixels that the autoencoder can take, 0 for none. Raises InputError."""
-    factor, tile = family.vae.factor, whole("tile", tile, MOST_TILE, least=0)
-    if tile and (tile % factor or tile < LEAST_TILE * factor):
-        raise InputError(
-            f"tile {tile} must be a multiple of {factor} from {LEAST_TILE * factor} up, or 0 for none"
-        )
-    return tile

@@ -14,6 +14,7 @@ MOST_PIXELS = 100_000  # along a side of a picture that is only spoken of
 NOISES = ("torch", "philox")
 MOST_GUIDANCE = 1_000_000
 MOST_SKIP = 1000
+MOST_TILE, LEAST_TILE = 8192, 8  # pixels; latent pixels
 MOST_NOISE = 350  # the noisiest small picture that the x4 upscaler was trained with
 
 
@@ -82,6 +83,7 @@ def read_details(family: Family, height: int, width: int, given: dict[str, Any])
     read = {name: READS.get(name, plain_number)(name, value) for name, value in given.items()}
     found = replace(plain, **read)
     check_skip(family, found.clip_skip)
+    tiling(family, found.tile)
     if found.denoising_start >= found.denoising_end:
         raise InputError(
             f"denoising_start {found.denoising_start} is not before denoising_end {found.denoising_end}"
@@ -96,6 +98,16 @@ def check_skip(family: Family, skip: int) -> None:
     ]
     if layers and skip >= min(layers):
         raise InputError(f"clip_skip {skip} leaves none of {min(layers)} layers; make it smaller")
+
+
+def tiling(family: Family, tile: Any) -> int:
+    """A tile's side in pixels that the autoencoder can take, 0 for none. Raises InputError."""
+    factor, tile = family.vae.factor, whole("tile", tile, MOST_TILE, least=0)
+    if tile and (tile % factor or tile < LEAST_TILE * factor):
+        raise InputError(
+            f"tile {tile} must be a multiple of {factor} from {LEAST_TILE * factor} up, or 0 for none"
+        )
+    return tile
 
 
 def sides(name: str, value: Any) -> tuple[int, int]:
@@ -132,7 +144,7 @@ READS: dict[str, Callable[[str, Any], Any]] = {  # how an argument is read; the 
     "original_size": sides, "crops_coords_top_left": sides, "target_size": sides,
     "noise_level": lambda name, value: whole(name, value, MOST_NOISE, least=0),
     "clip_skip": lambda name, value: whole(name, value, MOST_SKIP, least=0),
-    "tile": lambda name, value: whole(name, value, MOST_PIXELS, least=0),
+    "tile": lambda name, value: whole(name, value, MOST_TILE, least=0),
     "guidance_rescale": share, "guidance_interval": interval, "dynamic_threshold": share,
     "noise": lambda name, value: one_of(name, value, NOISES),
     "prompt_weights": switch, "denoising_start": share, "denoising_end": share,

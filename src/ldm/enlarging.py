@@ -1,6 +1,5 @@
 """Larger pictures: beyond their edges, more pixels of them, and two passes where one would repeat itself."""
 
-from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -13,7 +12,8 @@ from ldm.errors import InputError
 from ldm.pictures import as_it_is, enlarges
 from ldm.pipeline import Pipeline
 from ldm.request import MOST_SIDE, OUTPUTS, WAYS, share, size
-from ldm.result import Result, joined, marked, merge, parted, presented
+from ldm.result import Result, changed, joined, marked, parted
+from ldm.rows import silent
 from ldm.schedulers import sampler
 
 ROUNDS = 10  # of projecting back
@@ -80,11 +80,12 @@ def upscale(
     scale     2 to 8, by default 2, or what the model is made for
     strength  of image to image: how much may be drawn anew
     options   as of `pipe`
+    A picture made small by taking every n-th pixel has other means, and is held to what it is: jagged.
     The result's latents are those that were decoded, before anything was taken back.
     Raises InputError as `pipe` does.
     """
     refuse(options, "image", "mask_image", "latents", *SIZES)
-    prompt = "" if prompt is None and pipe.family.texts else prompt
+    prompt = silent(pipe.family) if prompt is None else prompt
     if enlarges(pipe.family):
         made_for = pipe.family.vae.factor
         if whole("scale", scale, made_for, made_for, least=2) != made_for:
@@ -110,8 +111,7 @@ def upscale(
         **options,
     )
     images = consistent(2 * drawn.images - 1, small.to(drawn.images.device))
-    said = [row | {"task": "upscale", "scale": scale} for row in parted(drawn.parameters, len(drawn))]
-    return replace(drawn, images=presented(images, output, said), parameters=merge(said))
+    return changed(drawn, images, output, task="upscale", scale=scale)
 
 
 def consistent(images: Tensor, small: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ldm.watching import watched
 def denoiser(model: Model, request: Request, pictures: Pictures, noise: Draws) -> Denoise:
     """The function (x, level) -> x0 that solvers are handed; rows of as many chunks are one batch."""
     seen = beside(model, request, pictures, noise)
-    said = [(*heard, n) for heard, n in zip(request.spoken, request.negatives, strict=True)]
+    said = [(*row, n) for row, n in zip(request.spoken, request.negatives, strict=True)]
     groups, parts = by_length(model.tokenizers, said, request.details.prompt_weights), []
     for chunks, rows in groups.items():  # apart, so that no image depends on the length of other prompts
         own = None if seen is None else seen[rows]

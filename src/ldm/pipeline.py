@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.adapters import Adapted
-from ldm.coding import decode, encode, tiling
+from ldm.coding import decode, encode
 from ldm.conditioning import Conditioning
 from ldm.details import NAMES
 from ldm.drawing import drawing, moving
@@ -112,17 +112,13 @@ class Pipeline(Adapted):
             num_images_per_prompt=num_images_per_prompt, seed=seed, chosen=sampler, strength=strength,
             output_type=output_type, ways=ways, details=known,
         )  # fmt: skip
-        tiling(self.family, request.details.tile)
         pictures = given.read(self.family, request.height, request.width).to(self.device)
         asked = isinstance(latents, Tensor) and latents.requires_grad
         with torch.set_grad_enabled(asked and torch.is_grad_enabled()):
             x, moments = run(*self.start(request, latents, pictures), callback, progress, record)
             result = self.finish(request, x, pictures, given.names(latents))
-        if not record:
-            return result
-        return replace(
-            result, trajectory=Trajectory(moments, partial(self.decode, tile=request.details.tile))
-        )
+        way = Trajectory(moments, partial(self.decode, tile=request.details.tile)) if record else None
+        return replace(result, trajectory=way)
 
     def from_png(self, png: Any, **changes: Any) -> Result:
         """The image that a PNG file tells the parameters of, again or with changes: arguments of a call.

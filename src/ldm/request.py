@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.checks import dense, number, one_of, whole
+from ldm.checks import dense, nearest, number, one_of, whole
 from ldm.details import MOST_GUIDANCE, NAMES, Details, read_details
 from ldm.errors import InputError, KeywordError
 from ldm.family import Family
@@ -173,9 +172,7 @@ def refuse_odd(
 def refuse_unknown(names: Iterable[str]) -> None:
     """Raises KeywordError for names that a call does not know, with the nearest known one."""
     for name in names:
-        near = get_close_matches(name, KEYWORDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise KeywordError(f"unknown argument {name!r}; {hint}there are {', '.join(KEYWORDS)}")
+        raise KeywordError(f"unknown argument {name!r}; {nearest(name, KEYWORDS)}")
 
 
 def size(family: Family, height: int | None, width: int | None) -> dict[str, int]:

@@ -73,6 +73,12 @@ def marked(result: Result, **extra: Any) -> Result:
     return replace(result, images=images, parameters=merge(said))
 
 
+def changed(result: Result, images: Tensor, output: str, **extra: Any) -> Result:
+    """A result with other images, [b 3 H W] in [-1, 1], that tells what made them so."""
+    said = [row | extra for row in parted(result.parameters, len(result))]
+    return replace(result, images=presented(images, output, said), parameters=merge(said))
+
+
 def joined(results: Sequence[Result]) -> Result:
     """Several results of calls that differ in their images alone, as one; without trajectories."""
     first, *_ = results

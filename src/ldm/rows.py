@@ -35,8 +35,8 @@ def some(family: Family, name: str, value: Any) -> list[Prompt]:
             raise InputError(f"{family.name} takes no {name}, as it hears none; give None")
         return [None]
     if classes := hears_classes(family):
-        given = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
-        rows: list[Any] = list(given) if isinstance(given, (list, tuple, range)) else [given]
+        given = several(value)
+        rows: list[Any] = [value] if given is None else given
         rows = [whole(name, row, classes.classes - 1, least=0) for row in rows]
     else:
         rows = list(texts(name, value))
@@ -61,12 +61,12 @@ def seeds(value: Any, count: int, name: str = "seed") -> list[int]:
     """One seed per image: seed + i from an int, drawn afresh from None."""
     if value is None:
         return torch.randint(2**31, (count,), generator=fresh(), device="cpu").tolist()
-    if isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim):
-        if len(value) != count:
+    if (given := several(value)) is not None:
+        if len(given) != count:
             raise InputError(
-                f"{name} has {len(value)} numbers for {count} images; give one int, or one per image"
+                f"{name} has {len(given)} numbers for {count} images; give one int, or one per image"
             )
-        return [whole(name, item, 2**63 - 1, least=0) for item in value]
+        return [whole(name, item, 2**63 - 1, least=0) for item in given]
     first = whole(name, value, 2**63 - count, least=0)
     return [first + i for i in range(count)]
 
@@ -94,12 +94,25 @@ def blends(family: Family, prompt: Any, share: Any, times: int, count: int) -> l
 
 def shares(name: str, value: Any, count: int) -> list[float]:
     """Numbers from 0 to 1, one for all images or one per image."""
-    if isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim):
-        rows = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
-        if len(rows) != count:
-            raise InputError(f"{name} has {len(rows)} numbers for {count} images; give one, or one per image")
-        return [number(name, row, 0, 1) for row in rows]
+    if (given := several(value)) is not None:
+        if len(given) != count:
+            raise InputError(
+                f"{name} has {len(given)} numbers for {count} images; give one, or one per image"
+            )
+        return [number(name, row, 0, 1) for row in given]
     return [number(name, value, 0, 1)] * count
+
+
+def several(value: Any) -> list[Any] | None:
+    """What is given as a list, tuple, range, array or tensor; None for a thing alone."""
+    if isinstance(value, (np.ndarray, Tensor)) and value.ndim:
+        return list(value.tolist())
+    return list(value) if isinstance(value, (list, tuple, range)) else None
+
+
+def silent(family: Family) -> str | None:
+    """The prompt that says nothing: an empty text, or None where none is heard."""
+    return "" if family.texts else None
 
 
 def fresh() -> torch.Generator:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ldm.pictures import Pictures, refuse_sighted
 from ldm.pipeline import Pipeline
 from ldm.request import KEYWORDS, MOST_IMAGES, WAYS, read, refuse_unknown
 from ldm.result import Result, joined, marked
-from ldm.rows import shares
+from ldm.rows import several, shares, silent
 from ldm.schedulers import Sampler, solvers
 
 DDIM = "ddim"
@@ -56,7 +55,7 @@ def invert(
     refuse(details, "denoising_start", "denoising_end", *(set(KEYWORDS) - set(NAMES)))
     refuse_unknown(set(details) - set(NAMES))
     request = read(
-        family, "" if prompt is None and family.texts else prompt, None, height=height, width=width,
+        family, silent(family) if prompt is None else prompt, None, height=height, width=width,
         num_inference_steps=num_inference_steps, guidance_scale=1.0, num_images_per_prompt=1, seed=0,
         chosen=DDIM, strength=None, output_type="pil", ways={}, details=details,
     )  # fmt: skip
@@ -154,9 +153,9 @@ def vary(
 
 def ends(name: str, value: Any) -> tuple[Any, Any]:
     """Where a way begins and ends: two things, or one that stays."""
-    value = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
-    if not isinstance(value, (tuple, list, range)):
+    found = several(value)
+    if found is None:
         return value, value
-    if len(value) != 2:
-        raise InputError(f"{name} must be one, or two to go from and to, not {len(value)}")
-    return value[0], value[1]
+    if len(found) != 2:
+        raise InputError(f"{name} must be one, or two to go from and to, not {len(found)}")
+    return found[0], found[1]

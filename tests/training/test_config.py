@@ -50,8 +50,8 @@ def test_plain_data_makes_the_same_config_again(file):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stesp=1"], "unknown key stesp; did you mean steps"),
-        (["rate.warmpu=1"], "unknown key rate.warmpu; did you mean warmup"),
+        (["stesp=1"], "unknown key stesp; did you mean 'steps'"),
+        (["rate.warmpu=1"], "unknown key rate.warmpu; did you mean 'warmup'"),
         (["steps=1.5"], "steps must be a whole number, not 1.5"),
         (["steps=true"], "steps must be a whole number, not True"),
         (["steps="], "steps must be a whole number, not ''"),
@@ -85,5 +85,5 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def test_a_key_of_the_file_is_named_with_the_file(file):
     file.write_text(TEXT + "peka = 1\n", "utf-8")
-    with pytest.raises(InputError, match=r"run\.toml: unknown key rate\.peka; did you mean peak"):
+    with pytest.raises(InputError, match=r"run\.toml: unknown key rate\.peka; did you mean 'peak'"):
         read(Run, file)

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import TypeVar
 
 from torch import Tensor
 
-from ldm.checks import number, shown
+from ldm.checks import nearest, number, shown
 from ldm.errors import InputError
 from ldm.schedulers.forward import CLEAN, Level, Schedule
 from ldm.schedulers.reverse import Draw, Motion
@@ -126,6 +125,4 @@ def look_up(kind: str, name: str, table: dict[str, T]) -> T:
     """table[name], or an InputError that offers the nearest name."""
     if isinstance(name, str) and name in table:
         return table[name]
-    near = get_close_matches(str(name), table, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InputError(f"unknown {kind} {shown(name)}; {hint}there are {', '.join(table)}")
+    raise InputError(f"unknown {kind} {shown(name)}; {nearest(str(name), table)}")

@@ -8,11 +8,10 @@ A word wins over the file, the file over the default. Keys are the dataclass' fi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from ldm.checks import shown
+from ldm.checks import nearest, shown
 from ldm.errors import InputError
 
 T = TypeVar("T")
@@ -71,12 +70,10 @@ def put(table: dict[str, Any], key: str, value: Any) -> None:
 
 def made(kind: type[T], table: Mapping[str, Any], place: str, path: str = "") -> T:
     """A dataclass of the values in a table."""
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for key in table:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"{place}: unknown key {path}{key}; {hint}there are {', '.join(known)}")
+            raise InputError(f"{place}: unknown key {path}{key}; {nearest(key, known)}")
     hints = get_type_hints(kind)
     return kind(**{key: fitted(hints[key], value, place, f"{path}{key}") for key, value in table.items()})
 

@@ -78,7 +78,7 @@ class LoRA:
             drawn = torch.empty(like.shape, dtype=torch.float32, device="cpu").normal_(generator=generator)
             return drawn.to(like.device)
 
-        self.model, self.alpha, self.rank = model, alpha, rank
+        self.model = model
         self.places: list[Place] = []
         for name, path, module in matching(model, targets, networks):
             weight = module.weight
