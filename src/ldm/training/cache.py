@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.files import File, write
 from ldm.checks import texts, whole
+from ldm.clip.embedding import TokenEmbedding
 from ldm.coding import encodable
 from ldm.errors import CheckpointError, InputError
 from ldm.model import Model
@@ -92,40 +93,56 @@ class Latents:
 
 
 class Texts:
-    """Texts, to the features of a model's text encoders, which are taken to stay as they are."""
+    """Texts, to the features of a model's text encoders, which are taken to stay as they are.
 
-    def __init__(self, model: Model, folder: str | Path):
-        self.model, self.folder = model, folder
+    chunks  that every text is filled up to and cut after; None: as many as the longest of a call has
+    """
+
+    def __init__(self, model: Model, folder: str | Path, chunks: int | None = None):
+        self.model, self.folder, self.chunks = model, folder, chunks
         self.mark = fingerprint(*model.text_encoders).encode()
 
     def __call__(self, prompts: str | list[str]) -> tuple[Tensor, Tensor | None]:
         """Hidden states of texts [b m c'], and SDXL's pooled text [b c''] or None, in the encoders' dtype.
 
-        Texts longer than the encoders take are cut into chunks, and shorter ones filled up with empty ones.
+        Texts longer than the encoders take are in several chunks, and shorter ones filled up with empty ones.
         Raises InputError.
         """
         rows = texts("prompts", prompts)
         if not self.model.tokenizers:
             raise InputError(f"{self.model.family.name} hears no texts; give a model that does")
-        least = most_chunks(self.model.tokenizers, rows, False)
+        least = self.chunks or most_chunks(self.model.tokenizers, rows, False)
         held = [self.one(row, least) for row in rows]
         pooled = torch.cat([each["pooled"] for each in held]) if "pooled" in held[0] else None
         return torch.cat([each["context"] for each in held]), pooled
 
     def one(self, prompt: str, least: int) -> Tensors:
         """The features of a text, in so many chunks."""
-        tokenizers = self.model.tokenizers
-        ids = [chunks(tokenizer, text, False)[0] for tokenizer in tokenizers for text in (prompt, "")]
-        key = digest([b"text", self.mark, str(least).encode(), *(repr(i.tolist()).encode() for i in ids)])
+        said = [
+            as_key(chunks(tokenizer, text, False)[0][:least], encoder.tokens)
+            for tokenizer, encoder in zip(self.model.tokenizers, self.model.text_encoders, strict=True)
+            for text in (prompt, "")
+        ]
+        key = digest([b"text", self.mark, str(least).encode(), *said])
         return cached(self.folder, key, lambda: self.encoded(prompt, least))
 
     @torch.no_grad()
     def encoded(self, prompt: str, least: int) -> Tensors:
         """What is kept of a text."""
         model = self.model
-        context, pooled = encode_weighted(model.tokenizers, model.text_encoders, [prompt], False, least)
+        context, pooled = encode_weighted(
+            model.tokenizers, model.text_encoders, [prompt], False, least, most=least
+        )
         check_finite([torch.isfinite(context).all()], "encoding a text")
         return {"context": context} if pooled is None else {"context": context, "pooled": pooled}
+
+
+@torch.no_grad()
+def as_key(ids: Tensor, table: TokenEmbedding) -> bytes:
+    """Ids, for a key; those of added tokens as the vectors that they have now."""
+    new = ids >= table.num_embeddings
+    vectors = table(ids[new].to(table.weight.device))
+    return repr(ids.masked_fill(new, -1).tolist()).encode() + raw(vectors)
 
 
 def fill(

@@ -7,6 +7,8 @@ A law of t is a map of uniform numbers: `times(u, schedule)`, `times(logit_norma
 `times(stratified(u) ** 0.7, schedule)`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -14,6 +16,24 @@ from torch import Tensor
 from ldm.checks import dense, inside, number
 from ldm.errors import InputError
 from ldm.schedulers import Schedule
+from ldm.training.framing import generator
+
+DRAWS = 3  # beside those of `images`, whose draws are others
+
+
+def of_rows(
+    seed: int, rows: Sequence[int], uniforms: int, *shapes: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    """Uniform numbers [b uniforms], and unit noise [b *shape] of each shape; float32, on the CPU.
+
+    rows  numbers of images in the endless row of a run. What one draws depends on its number and the seed
+          alone, whichever batch, part of a batch or rank it is in.
+    """
+    each = [generator(seed, DRAWS, row) for row in rows]
+    u = torch.stack([torch.rand(uniforms, generator=g, device="cpu") for g in each])
+    return u, [
+        torch.stack([torch.randn(*shape, generator=g, device="cpu") for g in each]) for shape in shapes
+    ]
 
 
 def times(u: Tensor, schedule: Schedule) -> Tensor:

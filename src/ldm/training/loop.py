@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -21,17 +22,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checks import number, whole
+from ldm.checks import number
+from ldm.checks import whole as whole_number
 from ldm.errors import NumericError
+from ldm.ranks import Ranks
 from ldm.training.changes import check_same
 from ldm.training.checkpoints import latest, save
+from ldm.training.distributed import gathered, like, parted, unparted, whole
 from ldm.training.ema import Average, trained
 from ldm.training.places import listed
 from ldm.training.rates import Rate, constant
 from ldm.training.states import flatten_optimiser, restore_optimiser
 
 Loss = Callable[[int, int], Tensor]  # (step, part) -> the mean loss of a part of a step's batch
-Watch = Callable[[int, Mapping[str, float]], Any]  # told (steps done, loss, norm, rate, seconds, bad)
+Watch = Callable[[int, Mapping[str, float]], Any]  # told (steps done, what is logged of the last one)
+Look = Callable[[int], Mapping[str, float]]  # (steps done) -> what is to be logged of the weights
 METRICS = "metrics.jsonl"
 
 
@@ -45,6 +50,7 @@ class Plan:
     clip: float = 1.0  # most that the norm of the gradient may be; 0: anything
     save_every: int = 1000  # steps
     log_every: int = 10  # steps
+    look_every: int = 0  # steps; 0: never
     most_bad: int = 10  # steps in a row without a finite gradient
     keep: int = 2  # checkpoints
     free: tuple[str, ...] = field(default=())  # fields of the config that a run that goes on may change
@@ -63,6 +69,10 @@ class Run:
         default_factory=dict
     )  # plain data; a run that goes on must have the same
     average: Average | None = None  # of the weights
+    ranks: Ranks = Ranks()  # whose losses and gradients are averaged; the first one writes
+    unsynced: Callable[[], AbstractContextManager] = nullcontext  # around all parts of a batch but the last
+    look: Look | None = None  # at the weights, on every rank
+    rows: int = 0  # images of a step, for how many there are in a second
     done: int = 0  # steps
     bad: int = 0  # of them the last ones without a finite gradient
 
@@ -88,30 +98,32 @@ class Run:
                 "lower the rate, or train in float32"
             )
         seconds = time.perf_counter() - begun
-        return {"loss": value, "norm": norm, "rate": factor, "seconds": seconds, "bad": float(self.bad)}
+        told = {"loss": value, "norm": norm, "rate": factor, "seconds": seconds, "bad": float(self.bad)}
+        return told | ({"images_per_second": self.rows / seconds} if self.rows else {})
 
     def gradient(self) -> tuple[float, float]:
         """The loss of a step, and the norm of its gradient, which the parameters then have."""
         self.optimiser.zero_grad(set_to_none=True)
         losses = []
         for part in range(self.plan.accumulate):
-            value = self.loss(self.done, part) / self.plan.accumulate
-            value.backward()
+            with nullcontext() if part == self.plan.accumulate - 1 else self.unsynced():
+                value = self.loss(self.done, part) / self.plan.accumulate
+                value.backward()
             losses.append(value.detach().float())
-        norm = torch.nn.utils.get_total_norm(gradients(self.model))
-        mean, length = torch.stack(
-            [sum(losses[1:], losses[0]), norm.float()]
-        ).tolist()  # waits for a GPU, once
+        norm = whole(torch.nn.utils.get_total_norm(gradients(self.model)))
+        told = self.ranks.mean(torch.stack([sum(losses[1:], losses[0]), norm.float()]))
+        mean, length = told.tolist()  # waits for a GPU, once
         return mean, length
 
     def save(self) -> None:
         """Write a checkpoint."""
-        tensors, facts = flatten_optimiser(self.optimiser.state_dict())
-        groups = {"weights": weights(self.model), "optimiser": tensors}
+        tensors, facts = flatten_optimiser(unparted(self.optimiser.state_dict()))
+        groups = {"weights": gathered(weights(self.model), self.ranks), "optimiser": tensors}
         if self.average is not None:
-            groups["ema"] = self.average.state()
+            groups["ema"] = gathered(self.average.state(), self.ranks)
         told = {"config": dict(self.config), "optimiser": facts, "bad": self.bad}
-        save(self.folder, self.done, groups, told, self.plan.keep)
+        if self.ranks.first:
+            save(self.folder, self.done, groups, told, self.plan.keep)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint in the folder, if there is one."""
@@ -124,35 +136,42 @@ class Run:
         )
         with torch.no_grad():
             for name, value in own.items():
-                value.copy_(found.tensors["weights"][name])
-        self.optimiser.load_state_dict(
-            restore_optimiser(found.tensors["optimiser"], found.facts["optimiser"])
-        )
+                value.copy_(like(value, found.tensors["weights"][name]))
+        state = restore_optimiser(found.tensors["optimiser"], found.facts["optimiser"])
+        every = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.optimiser.load_state_dict(parted(state, every))
         if self.average is not None:
-            self.average.load(found.tensors["ema"])
+            own = self.average.state()
+            self.average.load({name: like(own[name], x) for name, x in found.tensors["ema"].items()})
         self.done, self.bad = found.step, found.facts["bad"]
 
 
 def train(run: Run, *, watch: Watch | None = None, progress: bool = True) -> int:
     """Train until `plan.steps`, from the newest checkpoint in the folder if there is one; returns the steps.
 
-    watch  called with the steps done and what is logged: loss, norm, rate, seconds, bad
+    watch  called with the steps done and what is logged, on the first rank
     Raises InputError; NumericError, naming the steps, after `plan.most_bad` bad ones in a row, and for what
     is not finite in a checkpoint: the one before stays.
     """
-    plan, metrics = run.plan, Path(run.folder) / METRICS
+    plan, metrics, first = run.plan, Path(run.folder) / METRICS, run.ranks.first
     check(plan)
     run.resume()
-    metrics.parent.mkdir(parents=True, exist_ok=True)
-    cut_metrics(metrics, run.done)
-    with bar_of(run, progress) as bar:
+    if first:
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        cut_metrics(metrics, run.done)
+    with bar_of(run, progress and first) as bar:
         while run.done < plan.steps:
             told = run.step()
-            bar.set_postfix(loss=f"{told['loss']:.4g}", refresh=False)
+            shown = {"images/s": f"{told['images_per_second']:.3g}"} if run.rows else {}
+            bar.set_postfix(loss=f"{told['loss']:.4g}", **shown, refresh=False)
             bar.update()
-            if run.done % plan.save_every == 0 or run.done == plan.steps:
+            last = run.done == plan.steps
+            if run.done % plan.save_every == 0 or last:
                 run.save()
-            if run.done % plan.log_every == 0 or run.done == plan.steps or run.bad:
+            looks = plan.look_every and (run.done % plan.look_every == 0 or last)
+            if run.look is not None and looks:
+                told |= run.look(run.done)
+            if first and (run.done % plan.log_every == 0 or last or looks or run.bad):
                 log(metrics, run.done, told)
                 if watch is not None:
                     watch(run.done, told)
@@ -169,7 +188,7 @@ def bar_of(run: Run, progress: bool) -> Any:
 def check(plan: Plan) -> None:
     """Raises InputError for a plan that makes no sense."""
     for name in ("steps", "accumulate", "save_every", "log_every", "most_bad", "keep"):
-        whole(name, getattr(plan, name), 10**12)
+        whole_number(name, getattr(plan, name), 10**12)
     number("clip", plan.clip, 0, 1e12)
 
 

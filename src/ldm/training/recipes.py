@@ -1,0 +1,127 @@
+"""What `ldm train` does: a diffusion model, a LoRA of one, or a new word, from their settings."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ldm.checks import nearest, whole
+from ldm.errors import InputError
+from ldm.pipeline import Pipeline
+from ldm.ranks import Ranks
+from ldm.training.cache import Texts
+from ldm.training.card import write_card
+from ldm.training.diffusion import Diffusion, changed, check_trainable
+from ldm.training.loop import Look, Watch
+from ldm.training.lora import LoRA
+from ldm.training.session import batches, begun, followed, model_of, written
+from ldm.training.settings import DiffusionSettings, InversionSettings, LoraSettings, check
+from ldm.training.sheets import by_time, draw, prompts_of
+
+End = Callable[[], Sequence[Path]]  # writes what a run was for
+
+
+def train_diffusion(
+    settings: DiffusionSettings, ranks: Ranks = Ranks(), watch: Watch | None = None, progress: bool = True
+) -> list[Path]:
+    """Train a diffusion model, from nothing or from a checkpoint; returns what was written at the end.
+
+    ranks     as `ldm.ranks.joined` gives them, for several processes
+    watch     as of `loop.train`; progress: whether a bar is shown
+    A run whose folder has checkpoints goes on from the newest. Raises InputError, CheckpointError, and
+    NumericError after too many steps without a finite gradient.
+    """
+    pipe = prepared(settings, ranks)
+    known = {name: each for name, each in pipe.named_networks().items() if name != "vae"}
+    for name in settings.networks:
+        if name not in known:
+            raise InputError(f"networks has {name!r}; {nearest(name, known)}")
+        known[name].requires_grad_(True)
+    return go(settings, pipe, ranks, lambda: [written(pipe, settings, ranks)], watch, progress)
+
+
+def train_lora(
+    settings: LoraSettings, ranks: Ranks = Ranks(), watch: Watch | None = None, progress: bool = True
+) -> list[Path]:
+    """Train low-rank changes of a model and write them in the names of PEFT and of kohya; as above."""
+    refuse_parts(settings)
+    pipe = prepared(settings, ranks)
+    lora = LoRA(
+        pipe, settings.rank, settings.alpha or None, targets=settings.targets, networks=settings.networks
+    )
+
+    def end() -> list[Path]:
+        paths = {naming: Path(settings.out) / f"lora-{naming}.safetensors" for naming in ("peft", "kohya")}
+        for naming, path in paths.items() if ranks.first else ():
+            lora.save(path, naming)
+        return list(paths.values())
+
+    return go(settings, pipe, ranks, end, watch, progress)
+
+
+def train_inversion(
+    settings: InversionSettings, ranks: Ranks = Ranks(), watch: Watch | None = None, progress: bool = True
+) -> list[Path]:
+    """Train the embedding of a new word and write it in the form of diffusers; as above."""
+    from ldm.training.inversion import TextualInversion
+
+    refuse_parts(settings)
+    pipe = prepared(settings, ranks)
+    word = TextualInversion(pipe, settings.token, settings.init or None, settings.vectors)
+    path = Path(settings.out) / "word.safetensors"
+
+    def end() -> list[Path]:
+        if ranks.first:
+            word.save(path)
+        return [path]
+
+    return go(settings, pipe, ranks, end, watch, progress)
+
+
+def refuse_parts(settings: DiffusionSettings) -> None:
+    """Raises InputError for fsdp, which cuts whole networks."""
+    if settings.spread == "fsdp":
+        raise InputError(
+            "spread=fsdp is for training whole networks; give spread=ddp, little is trained here"
+        )
+
+
+def prepared(settings: DiffusionSettings, ranks: Ranks) -> Pipeline:
+    """The model that a run begins with, of which nothing is trained yet. Raises InputError."""
+    check(settings)
+    whole("chunks", settings.chunks, 64)
+    pipe = model_of(settings, ranks)
+    check_trainable(pipe.family)
+    pipe.family = changed(pipe.family, settings)
+    return pipe
+
+
+def go(
+    settings: DiffusionSettings, pipe: Pipeline, ranks: Ranks, end: End, watch: Watch | None, progress: bool
+) -> list[Path]:
+    """Train those parameters of a model that require gradients, and write what the run was for."""
+    joint = any(p.requires_grad for each in pipe.text_encoders for p in each.parameters())
+    remembers = settings.data.cache and pipe.tokenizers and not joint
+    cache = Path(settings.data.cache) / "texts"
+    texts = Texts(pipe, cache, settings.chunks) if remembers else None
+    diffusion = Diffusion(pipe, settings, texts)
+    run = begun(diffusion, pipe, batches(settings, pipe, ranks), settings, ranks)
+    followed(run, settings, looking(settings, pipe, diffusion, ranks), watch, progress)
+    paths = list(end())
+    if ranks.first:
+        paths.append(write_card(settings, pipe))
+    return paths
+
+
+def looking(settings: DiffusionSettings, pipe: Pipeline, diffusion: Diffusion, ranks: Ranks) -> Look | None:
+    """Pictures of the sheet's prompts, and the loss by time; the first rank writes."""
+    sheet = settings.sheet
+    if not sheet.every:
+        return None
+    prompts = prompts_of(pipe.family, sheet)
+    shown = next(batches(settings, pipe, size=sheet.images, path=sheet.data)(0)) if sheet.images else None
+
+    def look(step: int) -> Mapping[str, float]:
+        if prompts:
+            draw(pipe, sheet, prompts, Path(settings.out) / "sheets" / f"step-{step:08}.png", ranks.first)
+        return by_time(diffusion, shown) if shown is not None else {}
+
+    return look

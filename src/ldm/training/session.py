@@ -1,0 +1,189 @@
+"""A run of training from its settings: the model, its data, the loop, and what is left in the run's folder.
+
+out/step-…           checkpoints, to go on from; out/metrics.jsonl; out/sheets/step-….png; out/card.md
+out/model            the model at the end, with the averaged weights, as a folder that ldm.load takes
+out/lora-….safetensors, out/word.safetensors        what a LoRA or a new word is instead
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ldm
+from ldm.errors import InputError
+from ldm.families import FAMILIES
+from ldm.model import Origin
+from ldm.pipeline import Pipeline
+from ldm.ranks import Ranks
+from ldm.training.cache import Latents
+from ldm.training.config import plain
+from ldm.training.data import Batch, Batches
+from ldm.training.distributed import gathered, spread, unsynced
+from ldm.training.ema import Average, trained
+from ldm.training.framing import Source
+from ldm.training.fresh import begin_anew, from_nothing, like
+from ldm.training.images import Images
+from ldm.training.loop import Look, Loss, Plan, Run, Watch, train
+from ldm.training.rates import rate
+from ldm.training.recompute import blocks_in, recomputed
+from ldm.training.settings import DTYPES, Settings, free
+from ldm.training.shards import Shards
+
+Begin = Callable[[int], Iterator[Batch]]  # the number of the first batch -> it and all after it
+
+
+def model_of(settings: Settings, ranks: Ranks) -> Pipeline:
+    """The model that a run begins with, in float32. Raises as `ldm.load`, and InputError."""
+    if settings.model in FAMILIES and not Path(settings.model).exists():
+        pipe = from_nothing(FAMILIES[settings.model], settings.seed)
+    else:
+        pipe = ldm.load(settings.model or None, family=settings.family or None, copy=True)
+        begin_anew(pipe, settings.fresh, settings.seed)
+    pipe.origin = Origin()  # what a file said of weights that will be others
+    return pipe.to(ranks.device)
+
+
+def batches(
+    settings: Settings, pipe: Pipeline, ranks: Ranks = Ranks(), size: int = 0, path: str = "",
+    latents: bool = True,
+) -> Begin:  # fmt: skip
+    """Batches of a run's data, this rank's rows of them.
+
+    size     of a batch; 0: of a part of the run's
+    path     of other data
+    latents  whether they may be of remembered moments
+    Raises InputError.
+    """
+    data, path = settings.data, path or settings.data.path
+    size = size or settings.batch // settings.accumulate
+    side = data.size or pipe.family.size
+    if side % pipe.family.unit:
+        raise InputError(
+            f"data.size {side} is not a multiple of {pipe.family.unit}, as {pipe.family.name} needs"
+        )
+    same: dict[str, Any] = {"size": side, "crop": data.crop, "flip": data.flip, "seed": settings.seed}
+    remembers = latents and data.cache
+    made = Latents(pipe, Path(data.cache) / "latents") if remembers else Source.item
+    if path.endswith(".tar"):
+        if data.buckets:
+            raise InputError("data.buckets are for folders of images; give 0 for shards")
+        shards = Shards(path, rank=ranks.rank, world=ranks.size, most_bad=data.most_bad, **same)
+        return lambda start: shards.batches(size, start, made)
+    images = Images(path, buckets=data.buckets or None, most_bad=data.most_bad, **same)
+    workers = 0 if remembers else data.workers
+    return lambda start: iter(Batches(images, size, ranks.rank, ranks.size, start, workers, made))
+
+
+def loss_of(module: nn.Module, begin: Begin, settings: Settings, ranks: Ranks) -> Loss:
+    """The mean loss of a part of a step's batch, on this rank.
+
+    module  (batch, numbers of its rows in the run) -> the loss of each [b]
+    """
+    size, streams, kept = settings.batch // settings.accumulate, list[Iterator[Batch]](), dict[int, Batch]()
+
+    def batch(k: int) -> Batch:
+        if settings.overfit:
+            kept[k] = kept[k] if k in kept else next(begin(k))
+            return kept[k]
+        if not streams:
+            streams.append(begin(k))
+        return next(streams[0])
+
+    def loss(step: int, part: int) -> Tensor:
+        k = part if settings.overfit else step * settings.accumulate + part
+        return module(batch(k), range(k * size + ranks.rank, (k + 1) * size, ranks.size)).mean()
+
+    return loss
+
+
+def begun(
+    objective: nn.Module,
+    pipe: Pipeline,
+    begin: Begin,
+    settings: Settings,
+    ranks: Ranks,
+    make: Callable[[], torch.optim.Optimizer] | None = None,
+) -> Run:
+    """A run before its first step.
+
+    objective  as `module` of `loss_of`
+    make       the optimiser, once the model is spread over ranks; None: AdamW as the settings have it
+    """
+    networks = [network for network in pipe.networks() if trained(network)]
+    for network in networks if settings.recompute else ():
+        recomputed(network)
+    units = {network: blocks_in(network) for network in networks}
+    module = spread(objective, ranks, settings.spread, units)
+    plan = Plan(
+        settings.steps, rate(settings.schedule, settings.steps, settings.warmup), settings.accumulate,
+        settings.clip, settings.save_every, settings.log_every, settings.sheet.every, settings.most_bad,
+        settings.keep, tuple(free(settings)),
+    )  # fmt: skip
+    average = Average(objective, settings.ema) if settings.ema else None
+    loss = loss_of(module, begin, settings, ranks)
+    optimiser = make() if make else adamw(trained(objective).values(), settings)
+    return Run(
+        objective, optimiser, loss, plan, Path(settings.out), plain(settings), average, ranks,
+        partial(unsynced, module), rows=settings.batch,
+    )  # fmt: skip
+
+
+def adamw(parameters: Iterable[Any], settings: Settings) -> torch.optim.Optimizer:
+    """AdamW of parameters, or of groups of them (Loshchilov & Hutter 2019, alg. 2)."""
+    first, second = settings.betas
+    return torch.optim.AdamW(
+        list(parameters), lr=settings.rate, betas=(first, second), weight_decay=settings.decay, fused=True
+    )
+
+
+def followed(run: Run, settings: Settings, look: Look | None, watch: Watch | None, progress: bool) -> None:
+    """Train to the end. `look` sees the averaged weights, which the model has after it."""
+
+    def averaged(step: int) -> Mapping[str, float]:
+        assert look is not None
+        with run.average.swapped(run.model) if run.average else nullcontext():
+            return look(step)
+
+    run.look = averaged if look else None
+    with boards(settings, run.ranks) as board:
+
+        def watched(step: int, told: Mapping[str, float]) -> None:
+            for each in (board, watch):
+                if each is not None:
+                    each(step, told)
+
+        train(run, watch=watched, progress=progress)
+    if run.average is not None:
+        run.average.copy_to(run.model)
+
+
+@contextmanager
+def boards(settings: Settings, ranks: Ranks) -> Iterator[Watch | None]:
+    """What writes metrics for TensorBoard, if that is asked for. Raises InputError where it is missing."""
+    if not settings.tensorboard or not ranks.first:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("tensorboard=true needs the extra: pip install 'ldm[tensorboard]'") from error
+    with SummaryWriter(Path(settings.out) / "tensorboard") as writer:
+        yield lambda step, told: [writer.add_scalar(name, value, step) for name, value in told.items()]
+
+
+def written(pipe: Pipeline, settings: Settings, ranks: Ranks) -> Path:
+    """The model as a folder, written by the first rank."""
+    path = Path(settings.out) / "model"
+    states = {name: gathered(each.state_dict(), ranks) for name, each in pipe.named_networks().items()}
+    if ranks.first:
+        if ranks.size > 1:  # its tensors may be parts
+            pipe = like(pipe)
+            for name, network in pipe.named_networks().items():
+                network.load_state_dict(states[name])
+        ldm.save(pipe, path, "diffusers", DTYPES[settings.saved])
+    return path

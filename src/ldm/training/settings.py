@@ -1,0 +1,153 @@
+"""What a run of training is told, field by field; `config.read` fills it from a TOML file and words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ldm.checks import number, one_of, whole
+from ldm.errors import InputError
+from ldm.training.distributed import WAYS
+from ldm.training.images import MOST_BAD, MOST_NUMBER
+from ldm.training.lora import ATTENTION
+from ldm.training.rates import RATES
+
+MOST = 10**9  # of what is counted
+PRECISIONS = ("fp32", "bf16")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on."""
+
+    path: str = ""  # a folder of images as `folders` knows them, or tar shards "a/{000..041}.tar"
+    size: int = 0  # pixels along a side; 0: the model's
+    crop: str = "center"  # or "random"
+    flip: float = 0.0  # how often left and right are exchanged
+    buckets: int = 0  # step in pixels of sizes of all shapes, such as 64; 0: squares
+    cache: str = ""  # folder where latents and text features are kept; "": they are computed each time
+    workers: int = 0  # processes that read ahead, where there is no cache
+    most_bad: int = MOST_BAD  # damaged images that are passed over
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What is looked at now and then: pictures from fixed seeds, and the loss by time."""
+
+    every: int = 0  # steps; 0: never
+    prompts: tuple[str, ...] = ()  # one picture each; of models of classes their numbers, as texts
+    steps: int = 0  # of the sampler; 0: the model's
+    guidance: float = -1.0  # -1: the model's
+    seed: int = 0
+    images: int = 16  # whose loss is measured at all times; 0: none
+    data: str = ""  # folder of these images; "": the first ones that are trained on
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every run is told."""
+
+    out: str = ""  # folder of the run: checkpoints, metrics.jsonl, sheets, and at the end the model
+    model: str = ""  # what ldm.load takes, or a name of ldm.families(); "": the model in the package
+    family: str = ""  # of a file that cannot tell
+    fresh: tuple[str, ...] = ()  # networks that begin anew, from random weights
+    seed: int = 0  # of all that is drawn
+    data: Data = Data()
+    sheet: Sheet = Sheet()
+    steps: int = 1000  # of the optimiser
+    batch: int = 4  # images of a step, on all ranks and in all parts together
+    accumulate: int = 1  # parts of a batch, one after another
+    rate: float = 1e-4  # peak of the learning rate
+    schedule: str = "constant"  # of the rate: constant, linear or cosine
+    warmup: int = 0  # steps until the peak
+    betas: tuple[float, ...] = (0.9, 0.999)  # of AdamW
+    decay: float = 0.01  # of the weights
+    clip: float = 1.0  # most that the norm of a gradient may be; 0: anything
+    ema: float = 0.0  # decay of the running mean of the weights; 0: none is kept
+    most_bad: int = 10  # steps in a row without a finite gradient
+    overfit: bool = False  # the same batch and noise in every step: the loss must fall towards 0
+    # the fields from here on may change when a run goes on
+    save_every: int = 500  # steps
+    keep: int = 2  # checkpoints
+    log_every: int = 10  # steps
+    device: str = ""  # "": a GPU where there is one
+    precision: str = "fp32"  # or bf16: autocast, the weights stay float32
+    recompute: bool = False  # activations are computed again in the backward pass, to save memory
+    spread: str = "ddp"  # or "fsdp", over the processes that torchrun starts
+    saved: str = "fp32"  # type of the weights of the model at the end: fp32, fp16 or bf16
+    tensorboard: bool = False  # whether metrics go there too; needs the extra `tensorboard`
+
+
+FREE = (
+    "out", "save_every", "keep", "log_every", "device", "precision", "recompute", "spread", "saved",
+    "tensorboard",
+    "data.cache", "data.workers", "sheet",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DiffusionSettings(Settings):
+    """What a run of the diffusion model is told besides."""
+
+    networks: tuple[str, ...] = ("unet",)  # that are trained: "unet", and "text_encoder", …, jointly
+    prediction: str = ""  # eps, v or x0; "": the model's
+    zero_snr: bool = False  # whether no signal is left at the last step; for v and x0
+    weighting: str = "uniform"  # of the loss: uniform, min_snr, truncated_snr, p2 or debiased
+    gamma: float = 5.0  # of min_snr
+    times: str = "uniform"  # law of the steps t: uniform, stratified or logit_normal
+    power: float = 1.0  # of the uniform number that t is made of; below 1: more of the high noise
+    drop: float = 0.1  # share of images without their text, for guidance
+    offset: float = 0.0  # strength of offset noise
+    chunks: int = 1  # of 75 tokens that a caption may have; what is longer is cut
+
+
+@dataclass(frozen=True)
+class LoraSettings(DiffusionSettings):
+    """What a run of a LoRA is told besides; `networks` has those that are changed."""
+
+    rank: int = 8
+    alpha: float = 0.0  # scale times rank; 0: the rank
+    targets: str = ATTENTION  # pattern of the names of modules
+
+
+@dataclass(frozen=True)
+class InversionSettings(DiffusionSettings):
+    """What a run of textual inversion is told besides; `networks` is not used."""
+
+    token: str = ""  # the new word
+    init: str = ""  # the word whose embedding it begins with
+    vectors: int = 1  # places that it takes in a prompt
+
+
+def check(settings: Settings) -> None:
+    """Raises InputError for what makes no sense, naming the field."""
+    for name in ("out", "data.path"):
+        value: object = settings
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not value:
+            raise InputError(f"{name} is missing; give it in the config, or as {name}=PATH")
+    for name in ("steps", "batch", "accumulate", "most_bad", "save_every", "keep", "log_every"):
+        whole(name, getattr(settings, name), MOST)
+    for name in ("seed", "warmup"):
+        whole(name, getattr(settings, name), MOST_NUMBER, least=0)
+    for name, most in {"rate": 1e3, "decay": 1e3, "clip": 1e12, "ema": 1}.items():
+        number(name, getattr(settings, name), 0, most)
+    if len(settings.betas) != 2:
+        raise InputError(f"betas must be two numbers, not {list(settings.betas)}")
+    for beta in settings.betas:
+        number("betas", beta, 0, 0.999999)
+    if settings.batch % settings.accumulate:
+        raise InputError(f"batch {settings.batch} is not a multiple of accumulate {settings.accumulate}")
+    one_of("schedule", settings.schedule, tuple(RATES))
+    one_of("precision", settings.precision, PRECISIONS)
+    one_of("spread", settings.spread, WAYS)
+    one_of("saved", settings.saved, tuple(DTYPES))
+    whole("sheet.every", settings.sheet.every, MOST, least=0)
+    whole("sheet.images", settings.sheet.images, 4096, least=0)
+
+
+def free(settings: Settings) -> Sequence[str]:
+    """The fields that may change when a run goes on; a constant rate does not depend on how long it is."""
+    return (*FREE, "steps") if settings.schedule == "constant" else FREE

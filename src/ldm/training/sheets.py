@@ -1,0 +1,65 @@
+"""What is looked at during a run: pictures of fixed prompts and seeds, and the loss at each time.
+
+    loss(t) = mean |unet(alpha_t z + sigma_t eps, t, c) - target|²  over the same images and noise each time
+
+Both depend on the weights alone, so those of two steps, or of two runs, can be compared.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.errors import InputError
+from ldm.family import Family
+from ldm.image import grid, write
+from ldm.pipeline import Pipeline
+from ldm.rows import Prompt, hears_classes
+from ldm.training.data import Batch
+from ldm.training.diffusion import Diffusion
+from ldm.training.losses import ByTime
+from ldm.training.settings import Sheet
+
+BINS = 10  # parts of the schedule
+UNHEARD = 4  # pictures of a model that hears no prompts
+
+
+def prompts_of(family: Family, sheet: Sheet) -> list[Prompt]:
+    """The prompts of a sheet as a model of the family hears them. Raises InputError."""
+    if hears_classes(family):
+        if odd := [prompt for prompt in sheet.prompts if not prompt.isdecimal()]:
+            raise InputError(f"sheet.prompts has {odd[0]!r}, but {family.name} draws classes; give numbers")
+        return [int(prompt) for prompt in sheet.prompts]
+    if sheet.prompts and not family.texts:
+        raise InputError(f"{family.name} hears no prompts; take sheet.prompts out")
+    return list(sheet.prompts) if family.texts else [None] * UNHEARD
+
+
+def draw(pipe: Pipeline, sheet: Sheet, prompts: Sequence[Prompt], path: Path, writes: bool) -> None:
+    """Draw a picture for each prompt and write them as one PNG, or draw them only."""
+    said: Any = list(prompts) if pipe.family.texts else None
+    result = pipe(
+        said,
+        seed=sheet.seed,
+        num_inference_steps=sheet.steps or None,
+        guidance_scale=sheet.guidance if sheet.guidance >= 0 else None,
+        num_images_per_prompt=1 if pipe.family.texts else len(prompts),
+        progress=False,
+    )
+    if writes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(grid(result.images), path)
+
+
+@torch.no_grad()
+def by_time(diffusion: Diffusion, batch: Batch, bins: int = BINS) -> dict[str, float]:
+    """The mean loss in the middle of each part of the schedule: {"loss_t050": …, "loss_t150": …}."""
+    schedule = diffusion.model.family.schedule
+    found, rows = ByTime(schedule, bins, diffusion.model.device), range(len(batch.names))
+    middles = [schedule.steps * (2 * k + 1) // (2 * bins) for k in range(bins)]
+    for middle in middles:
+        t = torch.full((len(batch.names),), middle)
+        found.add(t, diffusion.at(batch, rows, t))
+    names = [f"loss_t{middle:03}" for middle in middles]
+    return dict(zip(names, found.means().tolist(), strict=True))
