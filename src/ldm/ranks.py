@@ -73,6 +73,8 @@ def joined(device: str = "") -> Iterator[Ranks]:
         return
     try:
         rank, size, local = (int(value or "") for value in given)
+        if "MASTER_ADDR" not in os.environ:
+            raise ValueError
     except ValueError:
         told = ", ".join(f"{name}={value}" for name, value in zip(NAMES, given, strict=True))
         raise InputError(f"{told} are not what torchrun sets; start with torchrun, or unset them") from None
@@ -80,10 +82,8 @@ def joined(device: str = "") -> Iterator[Ranks]:
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     dist.init_process_group("nccl" if ranks.device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield ranks
-    finally:
-        dist.destroy_process_group()
+    yield ranks
+    dist.destroy_process_group()  # not after an error: it might wait for others, who learn of this one's end
 
 
 def found(device: str, local: int) -> torch.device:

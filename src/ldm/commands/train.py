@@ -67,8 +67,10 @@ def run(options: argparse.Namespace) -> None:
 def kind_of(name: str) -> tuple[type[Any], Callable[..., Any]]:
     """The settings of a kind of training, and what trains it."""
     from ldm.training import recipes, settings
+    from ldm.training.autoencoder import VaeSettings
 
     kinds: dict[str, tuple[type[Any], Callable[..., Any]]] = {
+        "vae": (VaeSettings, recipes.train_vae),
         "diffusion": (settings.DiffusionSettings, recipes.train_diffusion),
         "lora": (settings.LoraSettings, recipes.train_lora),
         "inversion": (settings.InversionSettings, recipes.train_inversion),
