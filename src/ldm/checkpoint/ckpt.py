@@ -17,8 +17,13 @@ from ldm.errors import CheckpointError
 MOST_PICKLE = 64 * 2**20  # bytes of data.pkl
 
 
-def read_ckpt(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]:
-    """Tensor -> (dtype, shape, first byte, last byte + 1) of a `.ckpt`. Raises CheckpointError."""
+def read_ckpt(
+    path: Path, within: str = "state_dict"
+) -> dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]:
+    """Tensor -> (dtype, shape, first byte, last byte + 1) of a `.ckpt`. Raises CheckpointError.
+
+    within  under which name they are, if they are not all that there is
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -36,7 +41,7 @@ def read_ckpt(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], int, 
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
         raise CheckpointError(f"{path} is a damaged zip archive ({error}); download it again") from error
     out = {}
-    for key, place in state_dict(path, tree).items():
+    for key, place in state_dict(path, tree, within).items():
         member = f"{root}data/{place.member}"
         if member not in members:
             raise CheckpointError(f"{path}: {key} is in the storage {place.member}, which is missing")
@@ -77,9 +82,9 @@ def offset(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> int:
     return start
 
 
-def state_dict(path: Path, tree: Any) -> dict[str, Place]:
+def state_dict(path: Path, tree: Any, within: str) -> dict[str, Place]:
     """The weights in what a pickle holds."""
-    found = tree.get("state_dict", tree) if isinstance(tree, dict) else tree
+    found = tree.get(within, tree) if isinstance(tree, dict) else tree
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds no state dict but a {type(found).__name__}")
     for key, value in found.items():

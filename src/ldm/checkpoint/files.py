@@ -41,7 +41,7 @@ class File:
         try:
             with path.open("rb") as file:
                 if path.suffix in ZIPPED and file.read(4) == b"PK\x03\x04":
-                    return cls(path, {name: Entry(*place) for name, place in read_ckpt(path).items()}, {})
+                    return cls.unpickled(path)
                 file.seek(0)
                 size = os.fstat(file.fileno()).st_size
                 header, data = read_header(path, file.read(8), file, size)
@@ -53,6 +53,11 @@ class File:
         entries = {name: read_entry(path, name, value, data) for name, value in header.items()}
         check_layout(path, entries, data, size)
         return cls(path, entries, metadata)
+
+    @classmethod
+    def unpickled(cls, path: Path, within: str = "state_dict") -> "File":
+        """An archive of torch.save, whatever it is called; within: as `read_ckpt`. Raises CheckpointError."""
+        return cls(path, {name: Entry(*place) for name, place in read_ckpt(path, within).items()}, {})
 
     @cached_property
     def pages(self) -> mmap.mmap:

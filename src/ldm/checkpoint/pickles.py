@@ -19,10 +19,12 @@ STORAGES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }  # fmt: skip
+PARAMETERS = ("torch.nn.modules.container", "ParameterDict")
 MAKERS = {
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"),
+    PARAMETERS,
 }
 # Names in the training state that official files carry beside the weights: never called, only passed over.
 INERT = {
@@ -31,6 +33,8 @@ INERT = {
     ("numpy.core.multiarray", "scalar"),
     ("numpy", "dtype"),
     ("_codecs", "encode"),
+    ("__builtin__", "set"),
+    ("builtins", "set"),
 }
 
 
@@ -75,6 +79,10 @@ class Nothing:
     """What was passed over."""
 
     name: Name
+
+
+class Parameters(dict[str, Any]):
+    """What a ParameterDict holds."""
 
 
 class Machine:
@@ -150,8 +158,13 @@ class Machine:
             case "REDUCE":
                 arguments, maker = pop(), pop()
                 push(self.made(maker, arguments))
+            case "NEWOBJ":
+                pop()  # no arguments
+                push(self.new(pop()))
             case "BUILD":
-                pop()  # the attributes of an OrderedDict or of what is passed over
+                attributes = pop()  # else of an OrderedDict or of what is passed over
+                if isinstance(self.stack[-1], Parameters):
+                    self.stack[-1].update(attributes["_parameters"])
             case _:
                 raise CheckpointError(f"{self.path}: its data.pkl has {name}, which no state dict needs")
 
@@ -196,6 +209,11 @@ class Machine:
         if isinstance(maker, Name) and maker in INERT:
             return Nothing(maker)
         raise CheckpointError(f"{self.path}: its data.pkl calls {maker!r}; nothing was executed")
+
+    def new(self, kind: Any) -> "Parameters":
+        if kind != PARAMETERS:
+            raise CheckpointError(f"{self.path}: its data.pkl makes a {kind!r}; nothing was executed")
+        return Parameters()
 
     def tensor(self, storage: Storage, first: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Place:
         numbers = (first, *shape, *stride)

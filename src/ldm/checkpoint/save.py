@@ -1,6 +1,7 @@
 """From a model to a file or folder, which is there completely or not at all."""
 
 import json
+import logging
 import re
 import secrets
 import shutil
@@ -20,12 +21,14 @@ from ldm.checkpoint.paths import target_path
 from ldm.checkpoint.table import Rule, assemble, table
 from ldm.checkpoint.values import narrowed
 from ldm.clip import Tokenizer, WordPiece
+from ldm.clip.embedding import ADDED
 from ldm.devices import check_dtype
 from ldm.errors import CheckpointError, InputError
 from ldm.families import FAMILIES
 from ldm.family import Family
 from ldm.model import Dialect, Model, Origin
 
+log = logging.getLogger("ldm")
 LAYOUTS = ("original", "diffusers")
 PLAIN = r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"  # ends of the names of weights of no variant
 
@@ -33,6 +36,7 @@ PLAIN = r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"  # ends of the names 
 def save(pipe: Model, path: str | Path, layout: str | None = None, dtype: torch.dtype | None = None) -> None:
     """Write a pipeline's model. Saving over the file it was loaded from is safe.
 
+    LoRAs are part of it; added tokens are not, and the logger "ldm" says which.
     path    a link is followed: what it leads to is written
     layout  "original", one safetensors file; "diffusers", a folder; None: a file where the path ends in
             .safetensors, else the layout of the source, else a file
@@ -51,6 +55,8 @@ def save(pipe: Model, path: str | Path, layout: str | None = None, dtype: torch.
     if layout == "diffusers" and one_file:
         raise InputError(f"layout 'diffusers' is a folder, and {path} ends in .safetensors; leave that off")
     dtype = None if dtype is None else check_dtype(dtype)
+    if added := sorted({token for tokenizer in pipe.tokenizers for token in tokenizer.added}):
+        log.warning("%s is saved without %s, which have files of their own", target, ", ".join(added))
     (save_file if layout == "original" else save_folder)(pipe, target, dtype)
 
 
@@ -126,7 +132,7 @@ def taken_out(tensors: dict[str, Tensor], pipe: Model, name: str, rules: list[Ru
     texts = zip(pipe.family.texts, original.prefixes(pipe.family), pipe.text_encoders, strict=True)
     for text, prefix, encoder in texts:
         if text.name == name:
-            _, last = diffusers.kept(text.config, encoder.state_dict())
+            _, last = diffusers.kept(text.config, own_state(encoder))
             theirs = table(last, rules)
             state = {key: tensors.pop(source.key) for key, source in theirs.items()}
             return assemble(state, table(last, original.prompt_rules(text.config, prefix)))
@@ -140,12 +146,17 @@ def renamed(
 
     Raises CheckpointError for a value beyond that dtype.
     """
-    state = network.state_dict()
+    state = own_state(network)
     sources = table(state, rules)
     for ours, tensor in state.items():
         was = origin.dtypes.get(f"{name}/{ours}", tensor.dtype)
         state[ours] = narrowed(tensor, dtype, sources[ours].key) if dtype else back(tensor, was)
     return assemble(state, sources)
+
+
+def own_state(network: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors without those of added tokens, which no file of a model has."""
+    return {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(ADDED)}
 
 
 def back(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,6 +6,7 @@ from ldm.clip.config import BERTConfig, ClassConfig, CLIPConfig
 from ldm.clip.text import TextEncoder
 from ldm.clip.tokenizer import Tokenizer
 from ldm.clip.wordpiece import WordPiece
+from ldm.clip.words import Word, Words
 
 __all__ = [
     "BERT",
@@ -15,5 +16,7 @@ __all__ = [
     "ClassEmbedder",
     "TextEncoder",
     "Tokenizer",
+    "Word",
     "WordPiece",
+    "Words",
 ]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ldm.attention import Attention
 from ldm.clip.config import BERTConfig
+from ldm.clip.embedding import TokenEmbedding
 
 
 class BERT(nn.Module):
@@ -13,7 +14,7 @@ class BERT(nn.Module):
     def __init__(self, config: BERTConfig = BERTConfig()):
         super().__init__()
         self.config = config
-        self.tokens = nn.Embedding(config.vocab, config.width)
+        self.tokens = TokenEmbedding(config.vocab, config.width)
         self.positions = nn.Embedding(config.length, config.width)
         self.blocks = nn.ModuleList(BERTBlock(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)

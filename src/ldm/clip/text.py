@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldm.attention import Attention
 from ldm.clip.config import CLIPConfig
+from ldm.clip.embedding import TokenEmbedding
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ class TextEncoder(nn.Module):
     def __init__(self, config: CLIPConfig = CLIPConfig()):
         super().__init__()
         self.config = config
-        self.tokens = nn.Embedding(config.vocab, config.width)
+        self.tokens = TokenEmbedding(config.vocab, config.width)
         self.positions = nn.Embedding(config.length, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -44,7 +45,8 @@ class TextEncoder(nn.Module):
             return hidden, None
         for block in self.blocks[self.heard(skip) :]:
             x = block(x)
-        ends = ids.argmax(dim=-1)  # the end token has the highest id
+        # of the table's ids the end token has the highest
+        ends = ids.masked_fill(ids >= self.config.vocab, 0).argmax(dim=-1)
         return hidden, self.pool(self.norm(x)[torch.arange(len(ids), device=ids.device), ends])
 
     def hidden(self, ids: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:

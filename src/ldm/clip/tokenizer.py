@@ -7,26 +7,20 @@ The ids are those of the official Stable Diffusion code: transformers' slow `CLI
 
 import gzip
 import json
-import logging
 from collections.abc import Callable, Container, Iterator, Sequence
 from functools import cache, cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from ldm.checks import texts
 from ldm.clip.pairs import Pair, merged
+from ldm.clip.words import Words
 from ldm.errors import CheckpointError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
-log = logging.getLogger("ldm")
 
-
-class Tokenizer:
+class Tokenizer(Words):
     """Prompts to ids: `tokenizer(["a cat"])` -> int64 [b length], start, tokens, end, then padding.
 
     vocab   piece -> id. Pieces that end a word carry `</w>`.
@@ -34,6 +28,9 @@ class Tokenizer:
     length  ids per prompt. What is longer is cut, and the logger "ldm" says what was lost.
     pad     the piece that fills up: `<|endoftext|>` for CLIP-L (the default), "!" for OpenCLIP.
     """
+
+    specials = start, end = START, END
+    unknown = END
 
     def __init__(self, vocab: dict[str, int], merges: Sequence[Pair], *, length: int = 77, pad: str = END):
         check_known(vocab, START, END, pad)
@@ -78,37 +75,20 @@ class Tokenizer:
     def __len__(self) -> int:
         return len(self.vocab)
 
-    def __call__(self, prompts: str | Sequence[str]) -> Tensor:
-        """One or several prompts, a str or a list of str -> int64 [b length]. Raises InputError."""
-        rows = [self.fit(self.encode(prompt)) for prompt in texts("prompts", prompts)]
-        return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(len(rows), self.length)
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text of any length, without start, end and padding."""
-        return [self.vocab.get(piece, self.vocab[END]) for piece in self.pieces(text)]
-
-    def pieces(self, text: str) -> list[str]:
-        """The pieces of a text: `"astronauts"` -> `["astronauts</w>"]`."""
-        return [piece for word in self._words(text) for piece in self._pieces(word)]
-
-    def fit(self, ids: list[int]) -> list[int]:
-        """`ids` between start and end, cut or padded to `length`."""
-        room = self.length - 2
-        if len(ids) > room:
-            warn_lost(len(ids), room, "".join(self._text[i] for i in ids[room:]).replace("</w>", " ").strip())
-        ids = [self.vocab[START], *ids[:room], self.vocab[END]]
-        return ids + [self.vocab[self.pad]] * (self.length - len(ids))
-
-    def _words(self, text: str) -> Iterator[str]:
+    def cut(self, part: str) -> Iterator[tuple[str, ...]]:
+        """The pieces of each word: `"astronauts"` -> `("astronauts</w>",)`."""
         import regex
 
         # specials are taken out first, as the official code does: cleaning then sees what is between them
-        for part in regex.split(f"({regex.escape(START)}|{regex.escape(END)})", text):
-            if part in (START, END):
-                yield part
-            else:
-                pattern = f"{regex.escape(START)}|{regex.escape(END)}|{WORD}"
-                yield from regex.findall(pattern, clean(part), regex.IGNORECASE)
+        if part in self.specials:
+            yield (part,)
+            return
+        pattern = f"{regex.escape(START)}|{regex.escape(END)}|{WORD}"
+        yield from map(self._pieces, regex.findall(pattern, clean(part), regex.IGNORECASE))
+
+    def spelt(self, ids: Sequence[int]) -> str:
+        """Ids of the vocabulary as one reads them."""
+        return "".join(self._text[i] for i in ids).replace("</w>", " ").strip()
 
     @cached_property
     def _rank(self) -> dict[Pair, int]:
@@ -202,12 +182,6 @@ def vocabulary(merges: Sequence[Pair]) -> dict[str, int]:
     bytes_ = list(byte_characters().values())
     pieces = [*bytes_, *(b + "</w>" for b in bytes_), *(a + b for a, b in merges), START, END]
     return {piece: i for i, piece in enumerate(pieces)}
-
-
-def warn_lost(tokens: int, room: int, lost: str) -> None:
-    """Tell the logger "ldm" what of a prompt did not fit."""
-    lost = lost if len(lost) <= 200 else f"{lost[:200]}…"
-    log.warning("the prompt has %d tokens and %d fit; lost: %r", tokens, room, lost)
 
 
 def pair_of(line: str) -> Pair:

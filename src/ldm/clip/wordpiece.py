@@ -12,11 +12,7 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from ldm.checks import texts
-from ldm.clip.tokenizer import warn_lost
+from ldm.clip.words import Words
 from ldm.errors import CheckpointError
 
 PAD, UNKNOWN, START, END, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -27,12 +23,15 @@ IDEOGRAPHS = (  # each is a word of its own
 )  # fmt: skip
 
 
-class WordPiece:
+class WordPiece(Words):
     """Prompts to ids: `tokenizer(["a cat"])` -> int64 [b length], start, tokens, end, then padding.
 
     vocab   piece -> id. Pieces that go on with a word begin with ##.
     length  ids per prompt. What is longer is cut, and the logger "ldm" says what was lost.
     """
+
+    specials, unknown = SPECIALS, UNKNOWN
+    start, end, pad = START, END, PAD
 
     def __init__(self, vocab: dict[str, int], *, length: int = 77):
         for piece in SPECIALS:
@@ -61,27 +60,14 @@ class WordPiece:
         """How many pieces there are."""
         return len(self.vocab)
 
-    def __call__(self, prompts: str | Sequence[str]) -> Tensor:
-        """One or several prompts, a str or a list of str -> int64 [b length]. Raises InputError."""
-        rows = [self.fit(self.encode(prompt)) for prompt in texts("prompts", prompts)]
-        return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(len(rows), self.length)
+    def cut(self, part: str) -> Iterator[tuple[str, ...]]:
+        """The pieces of each word: `"embeddings"` -> `("em", "##bed", "##ding", "##s")`."""
+        yield from map(self._cut, (part,) if part in SPECIALS else words(part))
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start, end and padding; of any length."""
-        return [self.vocab[piece] for piece in self.pieces(text)]
-
-    def pieces(self, text: str) -> list[str]:
-        """The pieces of a text: `"embeddings"` -> `["em", "##bed", "##ding", "##s"]`."""
-        return [piece for word in words(text) for piece in self._cut(word)]
-
-    def fit(self, ids: list[int]) -> list[int]:
-        """`ids` between start and end, cut or padded to `length`."""
-        room = self.length - 2
-        if len(ids) > room:
-            known = {i: piece for piece, i in self.vocab.items()}
-            warn_lost(len(ids), room, " ".join(known[i] for i in ids[room:]).replace(" ##", ""))
-        ids = [self.vocab[START], *ids[:room], self.vocab[END]]
-        return ids + [self.vocab[PAD]] * (self.length - len(ids))
+    def spelt(self, ids: Sequence[int]) -> str:
+        """Ids of the vocabulary as one reads them."""
+        known = {i: piece for piece, i in self.vocab.items()}
+        return " ".join(known[i] for i in ids).replace(" ##", "")
 
     def _longest(self, word: str) -> tuple[str, ...]:
         """A word as the longest known pieces, from the left; unknown if no piece fits somewhere."""
@@ -103,17 +89,10 @@ class WordPiece:
 
 def words(text: str) -> Iterator[str]:
     """The words of a text, in lower case and without accents; punctuation, and each ideograph, alone."""
-    import regex
-
-    between = "(" + "|".join(regex.escape(piece) for piece in SPECIALS) + ")"
-    for part in regex.split(between, text):
-        if part in SPECIALS:
-            yield part
-            continue
-        small = "".join(c.lower() for c in part)  # one by one, so that no Σ is a final one
-        for word in unicodedata.normalize("NFC", spaced(small)).split():
-            plain = unicodedata.normalize("NFD", word)
-            yield from split("".join(c for c in plain if unicodedata.category(c) != "Mn"))
+    small = "".join(c.lower() for c in text)  # one by one, so that no Σ is a final one
+    for word in unicodedata.normalize("NFC", spaced(small)).split():
+        plain = unicodedata.normalize("NFD", word)
+        yield from split("".join(c for c in plain if unicodedata.category(c) != "Mn"))
 
 
 def spaced(text: str) -> str:

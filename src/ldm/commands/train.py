@@ -1,6 +1,7 @@
 """`ldm train`: a run from a TOML file and `key=value` words."""
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,4 +101,7 @@ def written(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(written, value))}]"
-    return repr(value) if isinstance(value, (int, float)) else '"' + value.replace("\\", "\\\\") + '"'
+    if isinstance(value, (int, float)):
+        return repr(value)
+    text = json.dumps(value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")  # the one character that TOML wants otherwise

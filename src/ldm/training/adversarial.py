@@ -16,6 +16,11 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor, nn
 
+from ldm.errors import InputError
+from ldm.ranks import Ranks
+
+LEAST = 24  # pixels along a side, of which one logit is left
+
 
 class PatchGAN(nn.Module):
     """discriminator(images [b c H W]) -> logits [b 1 h w], high where a patch looks real (Isola et al. 2017).
@@ -28,6 +33,7 @@ class PatchGAN(nn.Module):
     width     channels after the first convolution; doubled by each of the next three
 
     The weights are drawn N(0, 0.02²) by torch's global generator.
+    Raises InputError for images of fewer than 24 pixels along a side.
     """
 
     def __init__(self, channels: int = 3, width: int = 64):
@@ -46,6 +52,11 @@ class PatchGAN(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
+        if min(images.shape[2:]) < LEAST:
+            raise InputError(
+                f"a discriminator sees no patch of images of {list(images.shape[2:])} pixels; give at least "
+                f"{LEAST} along each side, or train without one"
+            )
         h = F.leaky_relu(self.conv_in(images), 0.2)
         return self.conv_out(self.blocks(h))
 
@@ -92,15 +103,17 @@ def patches(losses: Tensor) -> Tensor:
     return reduce(losses, "b 1 h w -> b", "mean")
 
 
-def adaptive_weight(rec: Tensor, adv: Tensor, last: Tensor) -> Tensor:
+def adaptive_weight(rec: Tensor, adv: Tensor, last: Tensor, ranks: Ranks = Ranks()) -> Tensor:
     """lambda, with which both losses pull equally hard on the last layer (Esser et al. 2021, eq. 7).
 
-    rec   the reconstruction and perceptual loss of the batch, one number
-    adv   the generator's loss of the batch, one number
-    last  the weight of the decoder's last layer, `vae.decoder.conv_out.weight`
+    rec    the reconstruction and perceptual loss of the batch, one number
+    adv    the generator's loss of the batch, one number
+    last   the weight of the decoder's last layer, `vae.decoder.conv_out.weight`
+    ranks  that have a share of the batch each; the gradients are means over them
     Returns one number in [0, 1e4], without a gradient; both graphs are kept. 1e-4 and 1e4 are the published
     code's; the paper has 1e-6.
     """
     (of_rec,) = torch.autograd.grad(rec, last, retain_graph=True)
     (of_adv,) = torch.autograd.grad(adv, last, retain_graph=True)
+    of_rec, of_adv = ranks.mean(torch.stack([of_rec, of_adv]))
     return (of_rec.norm() / (of_adv.norm() + 1e-4)).clamp(max=1e4)

@@ -24,10 +24,12 @@ from ldm.model import Model
 from ldm.prompts import chunks, encode_weighted, most_chunks
 from ldm.training.framing import Item, Source, digest
 from ldm.training.images import MOST_NUMBER, Images, passed_over
+from ldm.vae import VAE
 from ldm.walk import check_finite
 
 Tensors = dict[str, Tensor]
 CPU = torch.device("cpu")
+HELD = 256 * 256  # pixels that are encoded at once on a CPU, if not one image
 
 log = logging.getLogger("ldm")
 
@@ -181,12 +183,20 @@ def posterior(model: Model, images: Tensor) -> Tensor:
     images  [b 3 H W] in [-1, 1]
     Raises InputError for images that the autoencoder does not take.
     """
-    vae, images = model.vae, encodable(model.family, images)
-    mean, logvar = vae.moments(images.to(model.device, vae.to_moments.weight.dtype))
-    std = torch.zeros_like(mean) if logvar is None else (logvar.float() / 2).exp()
-    moments = torch.cat([mean.float(), std.float()], dim=1) * vae.config.scale
+    x = encodable(model.family, images).to(model.device, model.vae.to_moments.weight.dtype)
+    *_, h, w = x.shape
+    # a CPU computes faster on what its cache holds
+    few = max(1, HELD // (h * w)) if x.device.type == "cpu" else len(x)
+    moments = torch.cat([gaussian(model.vae, part) for part in x.split(few)])
     check_finite([torch.isfinite(moments).all()], "encoding")
     return moments
+
+
+def gaussian(vae: VAE, x: Tensor) -> Tensor:
+    """As `posterior`, of images in the autoencoder's dtype and on its device."""
+    mean, logvar = vae.moments(x)
+    std = torch.zeros_like(mean) if logvar is None else (logvar.float() / 2).exp()
+    return torch.cat([mean.float(), std.float()], dim=1) * vae.config.scale
 
 
 def sample(moments: Tensor, eps: Tensor) -> Tensor:

@@ -57,16 +57,14 @@ class Diffusion(nn.Module):
         super().__init__()
         self.unet, self.text_encoders = model.unet, nn.ModuleList(model.text_encoders)
         self.model, self.settings, self.texts = model, settings, texts
-        weight = WEIGHTS[one_of("weighting", settings.weighting, tuple(WEIGHTS))]
+        check_drawn(settings)
+        weight = WEIGHTS[settings.weighting]
         self.weight = partial(min_snr, gamma=settings.gamma) if weight is min_snr else weight
         self.joint = any(p.requires_grad for p in self.text_encoders.parameters())
-        one_of("times", settings.times, TIMES)
-        number("power", settings.power, 0.01, 100)
-        number("gamma", settings.gamma, 0, 1e6)
-        for name in ("drop", "offset"):
-            number(name, getattr(settings, name), 0, 1)
-        whole("chunks", settings.chunks, MOST_CHUNKS)
         check_trainable(model.family)
+        classes = hears_classes(model.family)
+        if classes and classes.empty is None and settings.drop:
+            raise InputError(f"{model.family.name} has no class that stands for none; give drop=0")
 
     def forward(self, batch: Batch, rows: Sequence[int]) -> Tensor:
         settings, family, device = self.settings, self.model.family, self.model.device
@@ -148,7 +146,8 @@ class Diffusion(nn.Module):
         """Hidden states of texts, and the pooled text where there is one."""
         device, chunks = self.model.device, self.settings.chunks
         if self.texts is not None:
-            context, pooled = self.texts(prompts)
+            with torch.autocast(device.type, enabled=False):  # what is remembered is of the weights' own type
+                context, pooled = self.texts(prompts)
             return context.to(device), pooled if pooled is None else pooled.to(device)
         with nullcontext() if self.joint else torch.no_grad():
             return encode_weighted(
@@ -159,6 +158,18 @@ class Diffusion(nn.Module):
         """bfloat16 where that is asked for."""
         on = self.settings.precision == "bf16"
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=on)
+
+
+def check_drawn(settings: DiffusionSettings) -> None:
+    """Raises InputError for what makes no sense whatever the model, naming the field."""
+    one_of("weighting", settings.weighting, tuple(WEIGHTS))
+    one_of("prediction", settings.prediction or EPS.name, tuple(PREDICTIONS))
+    one_of("times", settings.times, TIMES)
+    number("power", settings.power, 0.01, 100)
+    number("gamma", settings.gamma, 0, 1e6)
+    for name in ("drop", "offset"):
+        number(name, getattr(settings, name), 0, 1)
+    whole("chunks", settings.chunks, MOST_CHUNKS)
 
 
 def spoken(family: Family, prompt: Any, name: str) -> Any:
@@ -179,8 +190,7 @@ def check_trainable(family: Family) -> None:
 def changed(family: Family, settings: DiffusionSettings) -> Family:
     """The family as it is after training with other targets or another schedule. Raises InputError."""
     if settings.prediction:
-        name = one_of("prediction", settings.prediction, tuple(PREDICTIONS))
-        family = replace(family, prediction=PREDICTIONS[name])
+        family = replace(family, prediction=PREDICTIONS[settings.prediction])
     if settings.zero_snr:
         family = replace(family, schedule=replace(family.schedule, zero_snr=True))
     if family.schedule.zero_snr and family.prediction is EPS:

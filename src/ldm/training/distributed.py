@@ -11,9 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ldm.checks import one_of
@@ -35,6 +32,10 @@ def spread(
     if one_of("spread", way, WAYS) == "fsdp":
         if not torch.distributed.is_initialized():
             raise InputError("spread=fsdp needs several processes; start with torchrun, or give spread=ddp")
+        # imported here, as it takes as long as torch itself
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
         mesh = init_device_mesh(ranks.device.type, (ranks.size,))
         for network, blocks in units.items():
             for part in (*blocks, network):
@@ -45,13 +46,10 @@ def spread(
     if ranks.size == 1:
         return model
     own = [ranks.device] if ranks.device.type == "cuda" else None
-    # of a text encoder the last layers may be unheard
-    unheard = not {p for p in model.parameters() if p.requires_grad} <= {
-        p for network in units for p in network.parameters()
-    }
-    return DistributedDataParallel(
-        model, device_ids=own, broadcast_buffers=False, find_unused_parameters=unheard
-    )
+    # what is in none of the networks, as a discriminator, may have no part in a step
+    inside = {p for network in units for p in network.parameters()}
+    unheard = not {p for p in model.parameters() if p.requires_grad} <= inside
+    return DistributedDataParallel(model, device_ids=own, find_unused_parameters=unheard)
 
 
 @contextmanager
@@ -60,15 +58,28 @@ def unsynced(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         if isinstance(model, DistributedDataParallel):
             stack.enter_context(model.no_sync())
-        for part in (each for each in model.modules() if isinstance(each, FSDPModule)):
-            part.set_requires_gradient_sync(False, recurse=False)
-            stack.callback(part.set_requires_gradient_sync, True, recurse=False)
+        for part in model.modules():
+            if sync := getattr(part, "set_requires_gradient_sync", None):  # of FSDP2
+                sync(False, recurse=False)
+                stack.callback(sync, True, recurse=False)
         yield
 
 
-def whole(x: Tensor) -> Tensor:
+def part_again(model: nn.Module) -> None:
+    """Let go of the whole tensors that FSDP2 keeps after a forward pass, as a backward one does."""
+    for part in model.modules():
+        if reshard := getattr(part, "reshard", None):
+            reshard()
+
+
+def in_parts(x: Any) -> bool:
+    """Whether a tensor is a DTensor."""
+    return hasattr(x, "full_tensor")
+
+
+def whole(x: Any) -> Tensor:
     """A tensor that may be in parts, whole on every rank; all of them must ask for it."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if in_parts(x) else x
 
 
 def gathered(named: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
@@ -77,14 +88,16 @@ def gathered(named: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     for name, x in named.items():
         full = whole(x.detach())
         if ranks.first:
-            found[name] = full.cpu() if isinstance(x, DTensor) else full
+            found[name] = full.cpu() if in_parts(x) else full
     return found
 
 
-def like(own: Tensor, full: Tensor) -> Tensor:
+def like(own: Any, full: Tensor) -> Tensor:
     """A whole tensor as the model has its own: in parts, if that is."""
-    if not isinstance(own, DTensor):
+    if not in_parts(own):
         return full
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(full.to(own.device), own.device_mesh, own.placements)
 
 
@@ -101,10 +114,10 @@ def parted(state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any
     return state | {"state": slots}
 
 
-def unparted(state: dict[str, Any]) -> dict[str, Any]:
-    """Its inverse."""
+def unparted(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Its inverse on the first rank; the others, which must ask for it too, keep their parts."""
     slots = {
-        i: {name: whole(value) if isinstance(value, Tensor) else value for name, value in each.items()}
+        i: each | gathered({name: x for name, x in each.items() if isinstance(x, Tensor)}, ranks)
         for i, each in state["state"].items()
     }
     return state | {"state": slots}

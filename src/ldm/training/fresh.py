@@ -24,7 +24,7 @@ DEVIATION = 0.02  # of a text encoder's embeddings and matrices (Radford et al. 
 
 
 def from_nothing(family: Family, seed: int = 0) -> Pipeline:
-    """A pipeline of a family whose weights are random, with the official vocabularies.
+    """A pipeline of a family whose weights are random, with the official vocabularies; frozen.
 
     torch's global generator is as before. Raises InputError for a family with a vocabulary of its own.
     """
@@ -36,7 +36,10 @@ def from_nothing(family: Family, seed: int = 0) -> Pipeline:
                 "begin from a model that has its own"
             )
     texts = [fresh_text(text, seed) for text in family.texts]
-    return Pipeline(family, fresh_unet(family, seed), fresh_vae(family, seed), texts, tokenizers)
+    pipe = Pipeline(family, fresh_unet(family, seed), fresh_vae(family, seed), texts, tokenizers)
+    for network in pipe.networks():
+        network.eval().requires_grad_(False)
+    return pipe
 
 
 def like(pipe: Pipeline) -> Pipeline:
@@ -74,9 +77,13 @@ def fresh_unet(family: Family, seed: int) -> UNet:
 
 
 def fresh_vae(family: Family, seed: int) -> VAE:
-    """An autoencoder before its first step."""
+    """An autoencoder before its first step; its codes begin near one another, so that more come into use."""
     with seeded(seed):
-        return VAE(family.vae)
+        vae = VAE(family.vae)
+        if vae.codebook is not None and family.vae.codes:
+            spread = 1 / family.vae.codes  # as in the code of Esser et al. 2021
+            nn.init.uniform_(vae.codebook.codes.weight, -spread, spread)
+        return vae
 
 
 def fresh_text(text: Text, seed: int) -> nn.Module:

@@ -30,7 +30,7 @@ from ldm.training.changes import check_same
 from ldm.training.checkpoints import latest, save
 from ldm.training.distributed import gathered, like, parted, unparted, whole
 from ldm.training.ema import Average, trained
-from ldm.training.places import listed
+from ldm.training.places import listed, ready, writing
 from ldm.training.rates import Rate, constant
 from ldm.training.states import flatten_optimiser, restore_optimiser
 
@@ -72,6 +72,7 @@ class Run:
     ranks: Ranks = Ranks()  # whose losses and gradients are averaged; the first one writes
     unsynced: Callable[[], AbstractContextManager] = nullcontext  # around all parts of a batch but the last
     look: Look | None = None  # at the weights, on every rank
+    parts: Callable[[], Mapping[str, float]] = dict  # more to log of the last step, on the first rank
     rows: int = 0  # images of a step, for how many there are in a second
     done: int = 0  # steps
     bad: int = 0  # of them the last ones without a finite gradient
@@ -105,25 +106,27 @@ class Run:
         """The loss of a step, and the norm of its gradient, which the parameters then have."""
         self.optimiser.zero_grad(set_to_none=True)
         losses = []
-        for part in range(self.plan.accumulate):
-            with nullcontext() if part == self.plan.accumulate - 1 else self.unsynced():
-                value = self.loss(self.done, part) / self.plan.accumulate
-                value.backward()
-            losses.append(value.detach().float())
-        norm = whole(torch.nn.utils.get_total_norm(gradients(self.model)))
+        with self.ranks.together():
+            for part in range(self.plan.accumulate):
+                with nullcontext() if part == self.plan.accumulate - 1 else self.unsynced():
+                    value = self.loss(self.done, part) / self.plan.accumulate
+                    value.backward()
+                losses.append(value.detach().float())
+            norm = whole(torch.nn.utils.get_total_norm(gradients(self.model)))
         told = self.ranks.mean(torch.stack([sum(losses[1:], losses[0]), norm.float()]))
         mean, length = told.tolist()  # waits for a GPU, once
         return mean, length
 
     def save(self) -> None:
         """Write a checkpoint."""
-        tensors, facts = flatten_optimiser(unparted(self.optimiser.state_dict()))
-        groups = {"weights": gathered(weights(self.model), self.ranks), "optimiser": tensors}
+        state = unparted(self.optimiser.state_dict(), self.ranks)
+        groups = {"weights": gathered(weights(self.model), self.ranks)}
         if self.average is not None:
             groups["ema"] = gathered(self.average.state(), self.ranks)
-        told = {"config": dict(self.config), "optimiser": facts, "bad": self.bad}
         if self.ranks.first:
-            save(self.folder, self.done, groups, told, self.plan.keep)
+            tensors, facts = flatten_optimiser(state)
+            told = {"config": dict(self.config), "optimiser": facts, "bad": self.bad}
+            save(self.folder, self.done, groups | {"optimiser": tensors}, told, self.plan.keep)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint in the folder, if there is one."""
@@ -157,8 +160,8 @@ def train(run: Run, *, watch: Watch | None = None, progress: bool = True) -> int
     check(plan)
     run.resume()
     if first:
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-        cut_metrics(metrics, run.done)
+        with writing(ready(run.folder)):
+            cut_metrics(metrics, run.done)
     with bar_of(run, progress and first) as bar:
         while run.done < plan.steps:
             told = run.step()
@@ -172,6 +175,7 @@ def train(run: Run, *, watch: Watch | None = None, progress: bool = True) -> int
             if run.look is not None and looks:
                 told |= run.look(run.done)
             if first and (run.done % plan.log_every == 0 or last or looks or run.bad):
+                told |= run.parts()
                 log(metrics, run.done, told)
                 if watch is not None:
                     watch(run.done, told)
@@ -205,7 +209,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def log(path: Path, step: int, told: Mapping[str, float]) -> None:
     """Add a line of JSON; what is not finite is null there."""
     line = {"step": step} | {name: value if isfinite(value) else None for name, value in told.items()}
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -12,6 +12,7 @@ import logging
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,15 @@ def writing(folder: Path) -> Iterator[None]:
         raise InputError(
             f"{folder} cannot be written: {cause.strerror or cause}; {remedy}; no checkpoint was lost"
         ) from error
+
+
+def ready(folder: str | Path) -> Path:
+    """The folder of a run, made if need be, in which files can be written. Raises InputError."""
+    path = absolute("folder", folder)
+    with writing(path):
+        make(path)
+        tempfile.TemporaryFile(dir=path).close()
+    return path
 
 
 def make(folder: Path) -> None:

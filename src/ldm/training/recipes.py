@@ -1,20 +1,27 @@
-"""What `ldm train` does: a diffusion model, a LoRA of one, or a new word, from their settings."""
+"""What `ldm train` does: a diffusion model, a LoRA of one, a new word, or an autoencoder, from settings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ldm.checks import nearest, whole
+from torch import Tensor
+
+from ldm.checks import nearest
 from ldm.errors import InputError
 from ldm.pipeline import Pipeline
 from ldm.ranks import Ranks
+from ldm.training.autoencoder import Autoencoding, VaeSettings
+from ldm.training.autoencoder import check as check_vae
+from ldm.training.autoencoding import Perceptual
 from ldm.training.cache import Texts
 from ldm.training.card import write_card
-from ldm.training.diffusion import Diffusion, changed, check_trainable
+from ldm.training.diffusion import Diffusion, changed, check_drawn, check_trainable
+from ldm.training.inversion import TextualInversion
 from ldm.training.loop import Look, Watch
 from ldm.training.lora import LoRA
-from ldm.training.session import batches, begun, followed, model_of, written
-from ldm.training.settings import DiffusionSettings, InversionSettings, LoraSettings, check
-from ldm.training.sheets import by_time, draw, prompts_of
+from ldm.training.reconstruction import measured_scale, psnr, reconstructed, reconstruction_sheet, set_scale
+from ldm.training.session import adamw, batches, begun, family_of, followed, opened, written
+from ldm.training.settings import DiffusionSettings, InversionSettings, LoraSettings
+from ldm.training.sheets import by_time, draw, place, prompts_of, sheet_path
 
 End = Callable[[], Sequence[Path]]  # writes what a run was for
 
@@ -29,6 +36,8 @@ def train_diffusion(
     A run whose folder has checkpoints goes on from the newest. Raises InputError, CheckpointError, and
     NumericError after too many steps without a finite gradient.
     """
+    if not settings.networks:
+        raise InputError("networks is empty, so nothing would be trained; give unet")
     pipe = prepared(settings, ranks)
     known = {name: each for name, each in pipe.named_networks().items() if name != "vae"}
     for name in settings.networks:
@@ -61,8 +70,6 @@ def train_inversion(
     settings: InversionSettings, ranks: Ranks = Ranks(), watch: Watch | None = None, progress: bool = True
 ) -> list[Path]:
     """Train the embedding of a new word and write it in the form of diffusers; as above."""
-    from ldm.training.inversion import TextualInversion
-
     refuse_parts(settings)
     pipe = prepared(settings, ranks)
     word = TextualInversion(pipe, settings.token, settings.init or None, settings.vectors)
@@ -76,6 +83,46 @@ def train_inversion(
     return go(settings, pipe, ranks, end, watch, progress)
 
 
+def train_vae(
+    settings: VaeSettings, ranks: Ranks = Ranks(), watch: Watch | None = None, progress: bool = True,
+    perceptual: Perceptual | None = None,
+) -> list[Path]:  # fmt: skip
+    """Train an autoencoder, measure the scale of its latents, and write the model; as above.
+
+    perceptual  a net of the caller's, instead of that of the settings: two of [b 3 H W] in [-1, 1] -> [b]
+    """
+    check_vae(settings)
+    pipe = opened(settings, ranks)
+    autoencoding = Autoencoding(pipe.vae, settings, ranks, perceptual)
+    begin, sheet = batches(settings, pipe, ranks, latents=False), settings.sheet
+    run = begun(
+        autoencoding, pipe, begin, settings, ranks,
+        make=lambda: adamw(autoencoding.groups(settings.rate), settings),
+    )  # fmt: skip
+    run.parts = autoencoding.told
+    shown = pictures(settings, pipe, sheet.images) if sheet.every and sheet.images else None
+
+    def look(step: int) -> Mapping[str, float]:
+        if shown is None:
+            return {}
+        if ranks.first:
+            place(sheet_path(settings, step), reconstruction_sheet(pipe.vae, shown[:8]))
+        return {"psnr": float(psnr(shown, reconstructed(pipe.vae, shown).cpu()).mean())}
+
+    followed(run, settings, look if sheet.every else None, watch, progress)
+    if settings.scale_images and settings.train == "both":
+        images = (batch.images for batch in batches(settings, pipe, size=8, latents=False)(0))
+        set_scale(pipe, measured_scale(pipe.vae, images, settings.scale_images, settings.seed))
+    paths = [written(pipe, settings, ranks)]
+    return [*paths, write_card(settings, pipe)] if ranks.first else paths
+
+
+def pictures(settings: VaeSettings, pipe: Pipeline, count: int) -> Tensor:
+    """The images of a sheet."""
+    begin = batches(settings, pipe, size=count, path=settings.sheet.data, latents=False)
+    return next(begin(0)).images
+
+
 def refuse_parts(settings: DiffusionSettings) -> None:
     """Raises InputError for fsdp, which cuts whole networks."""
     if settings.spread == "fsdp":
@@ -86,9 +133,10 @@ def refuse_parts(settings: DiffusionSettings) -> None:
 
 def prepared(settings: DiffusionSettings, ranks: Ranks) -> Pipeline:
     """The model that a run begins with, of which nothing is trained yet. Raises InputError."""
-    check(settings)
-    whole("chunks", settings.chunks, 64)
-    pipe = model_of(settings, ranks)
+    check_drawn(settings)
+    if family := family_of(settings):
+        check_trainable(family)  # before it is made
+    pipe = opened(settings, ranks)
     check_trainable(pipe.family)
     pipe.family = changed(pipe.family, settings)
     return pipe
@@ -121,7 +169,9 @@ def looking(settings: DiffusionSettings, pipe: Pipeline, diffusion: Diffusion, r
 
     def look(step: int) -> Mapping[str, float]:
         if prompts:
-            draw(pipe, sheet, prompts, Path(settings.out) / "sheets" / f"step-{step:08}.png", ranks.first)
+            drawn = draw(pipe, sheet, prompts)
+            if ranks.first:
+                place(sheet_path(settings, step), drawn)
         return by_time(diffusion, shown) if shown is not None else {}
 
     return look

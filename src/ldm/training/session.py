@@ -1,7 +1,7 @@
 """A run of training from its settings: the model, its data, the loop, and what is left in the run's folder.
 
 out/step-…           checkpoints, to go on from; out/metrics.jsonl; out/sheets/step-….png; out/card.md
-out/model            the model at the end, with the averaged weights, as a folder that ldm.load takes
+out/model            the model at the end, with the averaged weights: a folder, or one file, for ldm.load
 out/lora-….safetensors, out/word.safetensors        what a LoRA or a new word is instead
 """
 
@@ -15,37 +15,54 @@ import torch
 from torch import Tensor, nn
 
 import ldm
-from ldm.errors import InputError
+from ldm.checkpoint.written import write as configs_of
+from ldm.clip import TextEncoder
+from ldm.errors import CheckpointError, InputError
 from ldm.families import FAMILIES
+from ldm.family import Family
 from ldm.model import Origin
 from ldm.pipeline import Pipeline
 from ldm.ranks import Ranks
 from ldm.training.cache import Latents
 from ldm.training.config import plain
 from ldm.training.data import Batch, Batches
-from ldm.training.distributed import gathered, spread, unsynced
+from ldm.training.distributed import gathered, part_again, spread, unsynced
 from ldm.training.ema import Average, trained
 from ldm.training.framing import Source
 from ldm.training.fresh import begin_anew, from_nothing, like
 from ldm.training.images import Images
 from ldm.training.loop import Look, Loss, Plan, Run, Watch, train
+from ldm.training.places import ready
 from ldm.training.rates import rate
 from ldm.training.recompute import blocks_in, recomputed
-from ldm.training.settings import DTYPES, Settings, free
+from ldm.training.settings import DTYPES, Settings, check, free
 from ldm.training.shards import Shards
 
 Begin = Callable[[int], Iterator[Batch]]  # the number of the first batch -> it and all after it
 
 
+def opened(settings: Settings, ranks: Ranks) -> Pipeline:
+    """The model that a run begins with, if its settings make sense and its folder can be written."""
+    check(settings)
+    if ranks.first:
+        ready(settings.out)
+    return model_of(settings, ranks)
+
+
 def model_of(settings: Settings, ranks: Ranks) -> Pipeline:
     """The model that a run begins with, in float32. Raises as `ldm.load`, and InputError."""
-    if settings.model in FAMILIES and not Path(settings.model).exists():
-        pipe = from_nothing(FAMILIES[settings.model], settings.seed)
+    if family := family_of(settings):
+        pipe = from_nothing(family, settings.seed)
     else:
         pipe = ldm.load(settings.model or None, family=settings.family or None, copy=True)
-        begin_anew(pipe, settings.fresh, settings.seed)
+    begin_anew(pipe, settings.fresh, settings.seed)
     pipe.origin = Origin()  # what a file said of weights that will be others
     return pipe.to(ranks.device)
+
+
+def family_of(settings: Settings) -> Family | None:
+    """The family of which a model is made from nothing; None where one is loaded."""
+    return None if Path(settings.model).exists() else FAMILIES.get(settings.model)
 
 
 def batches(
@@ -114,6 +131,8 @@ def begun(
     objective  as `module` of `loss_of`
     make       the optimiser, once the model is spread over ranks; None: AdamW as the settings have it
     """
+    for part in (each for encoder in pipe.text_encoders for each in unheard(encoder)):
+        part.requires_grad_(False)
     networks = [network for network in pipe.networks() if trained(network)]
     for network in networks if settings.recompute else ():
         recomputed(network)
@@ -133,6 +152,14 @@ def begun(
     )  # fmt: skip
 
 
+def unheard(encoder: nn.Module) -> list[nn.Module]:
+    """What neither the hidden states nor the pooled text of a text encoder depend on."""
+    if not isinstance(encoder, TextEncoder) or encoder.pool is not None:
+        return []
+    rest: list[nn.Module] = list(encoder.blocks)[encoder.heard(0) :]
+    return rest if encoder.config.final_norm else [*rest, encoder.norm]
+
+
 def adamw(parameters: Iterable[Any], settings: Settings) -> torch.optim.Optimizer:
     """AdamW of parameters, or of groups of them (Loshchilov & Hutter 2019, alg. 2)."""
     first, second = settings.betas
@@ -147,7 +174,9 @@ def followed(run: Run, settings: Settings, look: Look | None, watch: Watch | Non
     def averaged(step: int) -> Mapping[str, float]:
         assert look is not None
         with run.average.swapped(run.model) if run.average else nullcontext():
-            return look(step)
+            told = look(step)
+            part_again(run.model)
+            return told
 
     run.look = averaged if look else None
     with boards(settings, run.ranks) as board:
@@ -176,14 +205,23 @@ def boards(settings: Settings, ranks: Ranks) -> Iterator[Watch | None]:
         yield lambda step, told: [writer.add_scalar(name, value, step) for name, value in told.items()]
 
 
+def target(settings: Settings, family: Family) -> tuple[Path, str]:
+    """Where the model is written, and in which layout: a folder, or one file for families without folders."""
+    try:
+        configs_of(family)
+    except CheckpointError:
+        return Path(settings.out) / "model.safetensors", "original"
+    return Path(settings.out) / "model", "diffusers"
+
+
 def written(pipe: Pipeline, settings: Settings, ranks: Ranks) -> Path:
-    """The model as a folder, written by the first rank."""
-    path = Path(settings.out) / "model"
+    """The model as `ldm.load` takes it, written by the first rank."""
+    path, layout = target(settings, pipe.family)
     states = {name: gathered(each.state_dict(), ranks) for name, each in pipe.named_networks().items()}
     if ranks.first:
-        if ranks.size > 1:  # its tensors may be parts
+        if settings.spread == "fsdp":  # its own tensors are parts
             pipe = like(pipe)
             for name, network in pipe.named_networks().items():
                 network.load_state_dict(states[name])
-        ldm.save(pipe, path, "diffusers", DTYPES[settings.saved])
+        ldm.save(pipe, path, layout, DTYPES[settings.saved])
     return path

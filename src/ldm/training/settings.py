@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from ldm.checks import number, one_of, whole
+from ldm.checks import number, one_of, texts, whole
+from ldm.details import MOST_GUIDANCE
 from ldm.errors import InputError
+from ldm.request import MOST_IMAGES
+from ldm.training.buckets import MOST_SIDE
+from ldm.training.data import MOST_WORKERS
 from ldm.training.distributed import WAYS
+from ldm.training.framing import CROPS
 from ldm.training.images import MOST_BAD, MOST_NUMBER
 from ldm.training.lora import ATTENTION
-from ldm.training.rates import RATES
+from ldm.training.rates import rate
 
 MOST = 10**9  # of what is counted
 PRECISIONS = ("fp32", "bf16")
@@ -130,8 +136,7 @@ def check(settings: Settings) -> None:
             raise InputError(f"{name} is missing; give it in the config, or as {name}=PATH")
     for name in ("steps", "batch", "accumulate", "most_bad", "save_every", "keep", "log_every"):
         whole(name, getattr(settings, name), MOST)
-    for name in ("seed", "warmup"):
-        whole(name, getattr(settings, name), MOST_NUMBER, least=0)
+    whole("seed", settings.seed, MOST_NUMBER, least=0)
     for name, most in {"rate": 1e3, "decay": 1e3, "clip": 1e12, "ema": 1}.items():
         number(name, getattr(settings, name), 0, most)
     if len(settings.betas) != 2:
@@ -140,12 +145,34 @@ def check(settings: Settings) -> None:
         number("betas", beta, 0, 0.999999)
     if settings.batch % settings.accumulate:
         raise InputError(f"batch {settings.batch} is not a multiple of accumulate {settings.accumulate}")
-    one_of("schedule", settings.schedule, tuple(RATES))
+    rate(settings.schedule, settings.steps, settings.warmup)
     one_of("precision", settings.precision, PRECISIONS)
     one_of("spread", settings.spread, WAYS)
     one_of("saved", settings.saved, tuple(DTYPES))
-    whole("sheet.every", settings.sheet.every, MOST, least=0)
-    whole("sheet.images", settings.sheet.images, 4096, least=0)
+    check_data(settings.data)
+    check_sheet(settings.sheet)
+
+
+def check_data(data: Data) -> None:
+    """Raises InputError for what is not there, naming the field; all else is found where it is read."""
+    if not data.path.endswith(".tar") and not Path(data.path).expanduser().is_dir():
+        raise InputError(f"data.path: {data.path} is not a folder; give one with images, or tar shards")
+    one_of("data.crop", data.crop, CROPS)
+    number("data.flip", data.flip, 0, 1)
+    for name, most in {"size": MOST_SIDE, "buckets": MOST_SIDE, "workers": MOST_WORKERS}.items():
+        whole(f"data.{name}", getattr(data, name), most, least=0)
+    whole("data.most_bad", data.most_bad, MOST_NUMBER, least=0)
+
+
+def check_sheet(sheet: Sheet) -> None:
+    """Raises InputError, naming the field: in the first step, not in the one that first draws."""
+    whole("sheet.every", sheet.every, MOST, least=0)
+    whole("sheet.images", sheet.images, 4096, least=0)
+    whole("sheet.steps", sheet.steps, 1000, least=0)
+    number("sheet.guidance", sheet.guidance, -1, MOST_GUIDANCE)
+    whole("sheet.seed", sheet.seed, MOST_NUMBER - MOST_IMAGES, least=0)
+    if len(texts("sheet.prompts", sheet.prompts)) > MOST_IMAGES:
+        raise InputError(f"sheet.prompts has {len(sheet.prompts)}, more than {MOST_IMAGES}; give fewer")
 
 
 def free(settings: Settings) -> Sequence[str]:

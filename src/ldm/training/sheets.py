@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
+from ldm.checks import whole
 from ldm.errors import InputError
 from ldm.family import Family
 from ldm.image import grid, write
@@ -19,7 +21,8 @@ from ldm.rows import Prompt, hears_classes
 from ldm.training.data import Batch
 from ldm.training.diffusion import Diffusion
 from ldm.training.losses import ByTime
-from ldm.training.settings import Sheet
+from ldm.training.places import ready
+from ldm.training.settings import Settings, Sheet
 
 BINS = 10  # parts of the schedule
 UNHEARD = 4  # pictures of a model that hears no prompts
@@ -27,17 +30,18 @@ UNHEARD = 4  # pictures of a model that hears no prompts
 
 def prompts_of(family: Family, sheet: Sheet) -> list[Prompt]:
     """The prompts of a sheet as a model of the family hears them. Raises InputError."""
-    if hears_classes(family):
+    if classes := hears_classes(family):
         if odd := [prompt for prompt in sheet.prompts if not prompt.isdecimal()]:
             raise InputError(f"sheet.prompts has {odd[0]!r}, but {family.name} draws classes; give numbers")
-        return [int(prompt) for prompt in sheet.prompts]
+        most = classes.classes - 1
+        return [whole("sheet.prompts", int(prompt), most, least=0) for prompt in sheet.prompts]
     if sheet.prompts and not family.texts:
         raise InputError(f"{family.name} hears no prompts; take sheet.prompts out")
     return list(sheet.prompts) if family.texts else [None] * UNHEARD
 
 
-def draw(pipe: Pipeline, sheet: Sheet, prompts: Sequence[Prompt], path: Path, writes: bool) -> None:
-    """Draw a picture for each prompt and write them as one PNG, or draw them only."""
+def draw(pipe: Pipeline, sheet: Sheet, prompts: Sequence[Prompt]) -> Image.Image:
+    """A picture for each prompt, side by side."""
     said: Any = list(prompts) if pipe.family.texts else None
     result = pipe(
         said,
@@ -47,9 +51,18 @@ def draw(pipe: Pipeline, sheet: Sheet, prompts: Sequence[Prompt], path: Path, wr
         num_images_per_prompt=1 if pipe.family.texts else len(prompts),
         progress=False,
     )
-    if writes:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(grid(result.images), path)
+    return grid(result.images)
+
+
+def sheet_path(settings: Settings, step: int) -> Path:
+    """Where the sheet of a step lies."""
+    return Path(settings.out) / "sheets" / f"step-{step:08}.png"
+
+
+def place(path: Path, picture: Image.Image) -> None:
+    """Write a picture, and the folder it is in. Raises InputError."""
+    ready(path.parent)
+    write(picture, path)
 
 
 @torch.no_grad()

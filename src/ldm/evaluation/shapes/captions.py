@@ -10,7 +10,8 @@ A prompt keeps what it asked for, so that the judge needs no parser: what was le
 from dataclasses import dataclass
 
 import numpy as np
-from world import Scene, Shape, cell_of
+
+from ldm.evaluation.shapes.world import Scene, Shape, cell_of
 
 KIND_WORDS = {
     "circle": ("circle", "disc"),
@@ -66,6 +67,8 @@ class Want:
 
 @dataclass(frozen=True)
 class Prompt:
+    """What is said, and what it asks for."""
+
     text: str
     wants: tuple[Want, ...]  # in the order in which the text has them
     relation: str | None = None  # where the first want stands, seen from the second

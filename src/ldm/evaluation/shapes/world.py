@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldm.errors import InputError
+
 SIDE = 64
 COLOURS = {
     "red": (220, 30, 40),
@@ -97,6 +99,8 @@ KINDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Shape:
+    """One of the things in a scene."""
+
     kind: str
     colour: str
     radius: float  # pixels
@@ -111,6 +115,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
+    """What a picture shows."""
+
     shapes: tuple[Shape, ...]
     ground: str
     relation: str | None = None  # where the first of two shapes stands, seen from the second
@@ -150,8 +156,8 @@ def draw(scene: Scene) -> np.ndarray:
 def sample_scene(rng: np.random.Generator, layout: str, pairs: list[tuple[str, str]]) -> Scene:
     """A random scene. layout: 'one', 'two' (unlike, with a relation), 'same' (two or three alike) or 'three'.
 
-    Args:
-        pairs: the (colour, kind) pairs that may appear.
+    pairs  the (colour, kind) pairs that may appear
+    Raises InputError for another layout.
     """
     ground = str(rng.choice(list(GROUNDS)))
     if layout == "one":
@@ -164,7 +170,7 @@ def sample_scene(rng: np.random.Generator, layout: str, pairs: list[tuple[str, s
     if layout == "three":
         a, b, c = _unlike(rng, pairs, 3)
         return Scene(_scatter(rng, [a, a, b] if rng.random() < 0.3 else [a, b, c], alike=False), ground)
-    raise ValueError(f"layout is 'one', 'two', 'same' or 'three', not {layout!r}")
+    raise InputError(f"layout must be 'one', 'two', 'same' or 'three', not {layout!r}")
 
 
 def pairs_seen() -> list[tuple[str, str]]:

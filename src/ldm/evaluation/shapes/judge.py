@@ -14,8 +14,9 @@ from functools import lru_cache
 from itertools import permutations, product
 
 import numpy as np
-from captions import Prompt, Want
-from world import COLOURS, GROUNDS, KINDS, SIDE, cell_of, cover, size_of
+
+from ldm.evaluation.shapes.captions import Prompt, Want
+from ldm.evaluation.shapes.world import COLOURS, GROUNDS, KINDS, SIDE, cell_of, cover, size_of
 
 STRANGE = 45.0  # distance from the ground, in 0..255 RGB, from which a pixel is not ground
 NEAR = 60.0  # a colour further than this from every palette colour has no name
@@ -132,12 +133,20 @@ def _see(pixels: np.ndarray, ground: np.ndarray, strangeness: np.ndarray, patch:
     core = patch & (strangeness >= np.quantile(strangeness[patch], 0.6))
     colour = np.median(pixels[core], axis=0)
     way = colour - ground
-    covered = np.clip((pixels - ground) @ way / (way @ way), 0, 1) * _grown(patch)
+    covered = np.clip((pixels - ground) @ way / max(way @ way, 1e-9), 0, 1) * _grown(patch)
+    if covered.max() <= 0.5:  # opposite colours, whose median is none of them
+        return _nothing(patch)
     rough = {kind: _rough(kind, covered) for kind in KINDS}
     likely = sorted(KINDS, key=lambda kind: -_overlap(cover(kind, *rough[kind]), covered))[:3]
     overlap, radius, x, y, kind = max((*_fine(kind, covered, *rough[kind]), kind) for kind in likely)
     name = kind if overlap >= FIT else ""
     return Found(name, _nearest(colour, COLOURS), size_of(radius), x, y, overlap)
+
+
+def _nothing(patch: np.ndarray) -> Found:
+    """A patch that no kind and no colour fits, as large as a circle of its area."""
+    y, x = (float(place.mean()) + 0.5 for place in np.nonzero(patch))
+    return Found("", "", size_of(float(np.sqrt(patch.sum() / np.pi))), x, y, 0.0)
 
 
 def _grown(patch: np.ndarray) -> np.ndarray:
@@ -160,7 +169,7 @@ def _fine(
 ) -> tuple[float, float, float, float]:
     """The best overlap near a rough fit, and its radius and centre."""
     tries = product(*((value - 0.4, value, value + 0.4) for value in (radius, x, y)))
-    return max((_overlap(cover(kind, *t), covered), *t) for t in tries)
+    return max((_overlap(cover(kind, r, u, v), covered), r, u, v) for r, u, v in tries)
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
