@@ -83,9 +83,8 @@ def test_a_device_that_is_not_there_is_told(device):
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in WHOLE.items():
+    for name, value in (WHOLE | {"LOCAL_RANK": "2", "MASTER_ADDR": "127.0.0.1"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(DeviceError, match=r"process 3 .* no GPU of 2"), joined():
         pytest.fail("it was joined")
 

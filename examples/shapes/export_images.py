@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from captions import describe
 from PIL import Image
-from world import draw, training_scenes
+
+from ldm.evaluation.shapes.captions import describe
+from ldm.evaluation.shapes.world import draw, training_scenes
 
 
 def export_images(folder: Path, number: int, seed: int = 0) -> None:

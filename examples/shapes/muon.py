@@ -4,11 +4,10 @@
 
 polar(U S V^T) = U V^T; a convolution [o i 3 3] is the matrix [o 9i]. With size = 0.2 sqrt(max(rows, columns))
 a step is as large as AdamW's (Liu et al. 2025), so that one learning rate serves both. Vectors, and the first
-and last layer, take AdamW.
+and last layer, take AdamW (Loshchilov & Hutter 2019, alg. 2).
 """
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,35 +15,59 @@ from torch import Tensor, nn
 
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # x -> ax + bx³ + cx⁵ drives (0, 1] to about 1 (Jordan et al.)
 ROUNDS = 4
-THREADS = 2  # each does a part of the matrices
+TINY = 1e-8
+ENDS = ("conv_in.", "conv_out.")  # how the names of the first and the last layer begin
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the given matrices and convolutions."""
+    """Muon for some matrices and convolutions, AdamW for other parameters.
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, beta: float = 0.95, decay: float = 0.01):
-        super().__init__(params, {"lr": lr, "beta": beta, "decay": decay})
-        self.pool = ThreadPoolExecutor(THREADS)
+    beta   of Muon's momentum; betas: of AdamW's two means
+    decay  of all weights
+    """
+
+    def __init__(
+        self, matrices: Sequence[nn.Parameter], others: Sequence[nn.Parameter], lr: float,
+        beta: float = 0.95, betas: Sequence[float] = (0.9, 0.99), decay: float = 0.01,
+    ):  # fmt: skip
+        groups = [{"params": list(matrices), "muon": True}, {"params": list(others), "muon": False}]
+        same = {"lr": lr, "beta": beta, "betas": tuple(betas), "decay": decay, "steps": 0}
+        super().__init__([group for group in groups if group["params"]], same)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step along the gradients that are there."""
         for group in self.param_groups:
+            group["steps"] += 1
             params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
-                self.state[p].setdefault("momentum", torch.zeros_like(p))
-            list(self.pool.map(self._move, [params[i::THREADS] for i in range(THREADS)], [group] * THREADS))
+            torch._foreach_mul_(params, 1 - group["lr"] * group["decay"])
+            (self._turn if group["muon"] else self._scale)(params, group)
 
-    @torch.no_grad()
-    def _move(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _turn(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Muon's step."""
         for p, update in zip(params, polar([self._ahead(p, group["beta"]) for p in params]), strict=True):
-            p.mul_(1 - group["lr"] * group["decay"])
             p.sub_(update.reshape(p.shape), alpha=group["lr"] * 0.2 * max(update.shape) ** 0.5)
 
     def _ahead(self, p: nn.Parameter, beta: float) -> Tensor:
         assert p.grad is not None
-        momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - beta)
+        momentum = self._held(p, "momentum").lerp_(p.grad, 1 - beta)
         return p.grad.lerp(momentum, beta).flatten(1)
+
+    def _scale(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """AdamW's step: m / (sqrt(v) + a very small number), both means without their beginning at 0."""
+        (first, second), steps = group["betas"], group["steps"]
+        for p in params:
+            assert p.grad is not None
+            m = self._held(p, "mean").lerp_(p.grad, 1 - first) / (1 - first**steps)
+            v = self._held(p, "square").lerp_(p.grad.square(), 1 - second) / (1 - second**steps)
+            p.addcdiv_(m, v.sqrt_().add_(TINY), value=-group["lr"])
+
+    def _held(self, p: nn.Parameter, name: str) -> Tensor:
+        slots = self.state[p]
+        if name not in slots:
+            slots[name] = torch.zeros_like(p)
+        held: Tensor = slots[name]
+        return held
 
 
 def polar(matrices: list[Tensor]) -> list[Tensor]:
@@ -79,7 +102,9 @@ def _roots(grams: Tensor) -> Tensor:
     return root / size.sqrt()
 
 
-def hidden(net: nn.Module) -> list[nn.Parameter]:
-    """The matrices and convolutions of a network but for its first and last layer."""
-    ends = ("conv_in.", "conv_out.")
-    return [p for name, p in net.named_parameters() if p.ndim > 1 and not name.startswith(ends)]
+def split(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices and convolutions of a network but for its first and last layer, and all else."""
+    inner, others = list[nn.Parameter](), list[nn.Parameter]()
+    for name, p in net.named_parameters():
+        (inner if p.ndim > 1 and not name.startswith(ENDS) else others).append(p)
+    return inner, others

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
+from ldm.errors import InputError
 from ldm.vae import VAE
 
 SIDE = 4  # pixels
@@ -92,6 +93,20 @@ def set_encoder(vae: VAE, projection: Projection) -> None:
         vae.to_moments.bias[k:] = 2 * math.log(NOISE)
 
 
+def projection_of(vae: VAE) -> Projection:
+    """The projection that `set_encoder` gave an encoder, on the CPU. Raises InputError for any other."""
+    k = vae.config.latent_channels
+    encoder = vae.encoder
+    skip = getattr(encoder.down[-1].res[0], "skip", None)
+    if len(encoder.down) != 3 or not isinstance(skip, nn.Conv2d) or skip.in_channels != 3 * SIDE**2:
+        raise InputError("this autoencoder's latents are no projections of patches; give the bundled model's")
+    width = skip.out_channels // k
+    if not torch.equal(skip.weight[1::width], -skip.weight[::width]) or encoder.conv_in.bias.any():
+        raise InputError("this autoencoder's encoder was trained; give the bundled model's")
+    weight = torch.stack([scattered(row) for row in skip.weight.detach()[::width, :, 0, 0]])
+    return Projection(weight.cpu(), skip.bias.detach()[::width].cpu().clone())
+
+
 def gather(weight: Tensor, channels: int) -> None:
     """A convolution of stride 2 that sorts 2 x 2 pixels into channels: (c, row, column)."""
     for c in range(channels):
@@ -103,3 +118,8 @@ def gather(weight: Tensor, channels: int) -> None:
 def gathered(patch: Tensor) -> Tensor:
     """Numbers of a patch [48] in the order (c, row, column) -> in the order that two `gather` leave."""
     return rearrange(patch, "(c r1 r0 q1 q0) -> (c r0 q0 r1 q1)", c=3, r1=2, r0=2, q1=2, q0=2)
+
+
+def scattered(patch: Tensor) -> Tensor:
+    """The inverse of `gathered`."""
+    return rearrange(patch, "(c r0 q0 r1 q1) -> (c r1 r0 q1 q0)", c=3, r1=2, r0=2, q1=2, q0=2)

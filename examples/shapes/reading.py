@@ -8,18 +8,28 @@ the prompt is to be: the first that is mentioned, the second, the third; one mor
 Stable Diffusion stands on a frozen CLIP in the same way. What the slots say is what cross-attention reads.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from captions import OPPOSITE, Prompt, Want, describe
-from loop import Loss, Part, generators
-from stages import Recipe, split
+from recipe import Recipe
+from scenes import told
 from torch import Tensor, nn
-from world import COLOURS, GROUNDS, KINDS, RELATIONS, SIZES, Scene
 
-from ldm.clip import TextEncoder, Tokenizer
+from ldm.clip import TextEncoder
+from ldm.evaluation.shapes.captions import OPPOSITE, Prompt, Want
+from ldm.evaluation.shapes.world import COLOURS, GROUNDS, KINDS, RELATIONS, SIZES
+from ldm.pipeline import Pipeline
+from ldm.ranks import Ranks
+from ldm.training.distributed import spread
+from ldm.training.fresh import seeded
+from ldm.training.loop import Plan, Run, train
+from ldm.training.rates import rate
 
+LOOKED_AT = 512  # prompts that the reader is examined with
 SHAPES = 3  # the most shapes in a prompt
 QUESTIONS = {  # of a shape, and the answers there are, after "unsaid"
     "kind": tuple(KINDS),
@@ -66,23 +76,38 @@ def _index(word: object, known: tuple[object, ...]) -> int:
     return 0 if word is None else 1 + known.index(word)
 
 
-def reader_loss(
-    reader: Reader, tokenizer: Tokenizer, scenes: list[Scene], recipe: Recipe, device: str
-) -> Loss:
-    """The reading loss of a step, on prompts for training scenes, a few of them empty."""
+def train_reader(
+    pipe: Pipeline, recipe: Recipe, run: Path, ranks: Ranks, every: int = 100, progress: bool = True
+) -> None:
+    """The text encoder of `pipe` learns to read. every: steps between checkpoints."""
+    stage, seed, device = recipe.reader, recipe.seed_of(1), ranks.device
+    (text,), (tokenizer,) = pipe.text_encoders, pipe.tokenizers
+    text.requires_grad_(True)
+    with seeded(seed):
+        reader = Reader(text).to(device)
+    module = spread(reader, ranks, units={reader: ()})
 
-    def loss(step: int) -> list[Part]:
-        rng, _ = generators(recipe.seed + 2, step)
-        prompts = [describe(scenes[i], rng) for i in rng.choice(len(scenes), size=recipe.reader_batch)]
-        prompts[0] = Prompt("", ())
-        ids = tokenizer([prompt.text for prompt in prompts]).to(device)
-        right = torch.tensor([answers(prompt) for prompt in prompts], device=device)
-        return [lambda ids=ids, right=right: part(ids, right) for ids, right in split(device, ids, right)]
+    def asked(seed: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Prompts of rows as ids [b n], and their answers; the first of every batch is empty."""
+        prompts = [told(seed, row)[1] if row % stage.batch else Prompt("", ()) for row in rows]
+        right = torch.tensor([answers(prompt) for prompt in prompts])
+        return tokenizer([prompt.text for prompt in prompts]).to(device), right.to(device)
 
-    def part(ids: Tensor, right: Tensor) -> tuple[Tensor, dict[str, float]]:
-        said = reader(ids)
-        value = torch.stack([F.cross_entropy(logits, right[:, i]) for i, logits in enumerate(said)]).mean()
-        hits = torch.stack([logits.argmax(1) == right[:, i] for i, logits in enumerate(said)], dim=1)
-        return value, {"loss": value.item(), "read": hits.all(1).float().mean().item()}
+    def loss(step: int, part: int) -> Tensor:
+        rows = range(step * stage.batch + ranks.rank, (step + 1) * stage.batch, ranks.size)
+        ids, right = asked(seed, rows)
+        said = module(ids)
+        return torch.stack([F.cross_entropy(each, right[:, i]) for i, each in enumerate(said)]).mean()
 
-    return loss
+    shown = asked(recipe.seed_of(3), range(LOOKED_AT))
+
+    @torch.no_grad()
+    def look(step: int) -> Mapping[str, float]:
+        hits = torch.stack([each.argmax(1) == shown[1][:, i] for i, each in enumerate(reader(shown[0]))])
+        return {"read": hits.all(0).float().mean().item()}
+
+    plan = Plan(stage.steps, rate("cosine", stage.steps, stage.warmup), save_every=every, look_every=every)
+    adam = torch.optim.AdamW(reader.parameters(), stage.rate, betas=(0.9, 0.99), fused=True)
+    config = {"recipe": asdict(stage), "seed": seed}
+    train(Run(reader, adam, loss, plan, run / "reader", config, ranks=ranks, look=look), progress=progress)
+    text.requires_grad_(False)

@@ -8,12 +8,12 @@ import json
 from dataclasses import replace
 
 import numpy as np
-from captions import Prompt, describe
-from judge import judge
 from PIL import Image
-from world import SIDE, Shape, draw, pairs_seen, sample_scene
 
 import ldm
+from ldm.evaluation.shapes.captions import Prompt, describe
+from ldm.evaluation.shapes.judge import judge
+from ldm.evaluation.shapes.world import SIDE, Shape, draw, pairs_seen, sample_scene
 from ldm.pipeline import Pipeline
 
 

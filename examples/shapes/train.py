@@ -1,152 +1,169 @@
-"""The recipe of the model in the box, from nothing: vocabulary, text encoder, latents, UNet, decoder.
+"""The model in the box from nothing, or further passes of its painter: trained, written, judged, and told of.
 
-    python examples/shapes/train.py                   all of it, by the clock
-    python examples/shapes/train.py --steps 20000     the diffusion model for so many steps
-    python examples/shapes/train.py --export PATH     write the newest weights as a folder for ldm.load
+    python examples/shapes/train.py                                    all of it, by the recipe
+    python examples/shapes/train.py --from bundled --steps 10000       the shipped painter goes on learning
+    torchrun --nproc-per-node 2 examples/shapes/train.py               on two cores, a half of each batch each
 
-Run it again to go on where it stopped. All lies in --run: checkpoints, latents, vocabulary and log.jsonl.
+The same command goes on with what was interrupted. All lies in --run:
+
+    run.json                       the recipe
+    reader/ decoder/ pass-1/ …     checkpoints, metrics.jsonl; of passes sheets/step-….png
+    model/                         a folder that ldm.load takes
+    scores.json, card.md           what the judge says, and all of it in short
 """
 
 import argparse
-import itertools
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-from bpe import learn_merges, save_vocabulary
-from captions import corpus
-from loop import Plan, begin, train, weights
-from patches import Projection, principal, project
-from reading import Reader, reader_loss
+from card import write_card
+from decoding import Decoding, train_decoder
+from painting import train_painter
+from patches import Projection, principal
+from reading import train_reader
+from recipe import Recipe, Stage, check, from_nothing, shared
 from safetensors.torch import load_file, save_file
-from stages import (
-    LENGTH,
-    Parts,
-    Recipe,
-    decoder_loss,
-    learned,
-    painter_loss,
-    start_text,
-    start_unet,
-    start_vae,
-    to_tensor,
-)
-from torch import Tensor
-from world import Scene, training_scenes
+from scenes import to_tensor
 
-from ldm.clip import Tokenizer
+import ldm
+from ldm.checkpoint.files import replacing
+from ldm.errors import InputError
+from ldm.evaluation.shapes import SETS
+from ldm.evaluation.shapes.scoring import score
+from ldm.evaluation.shapes.world import training_scenes
+from ldm.families import SHAPES
+from ldm.family import Family
+from ldm.pipeline import Pipeline
+from ldm.ranks import Ranks, joined
+from ldm.training.changes import check_same
+from ldm.training.checkpoints import latest
+from ldm.training.places import listed
 
 RUNS = Path(__file__).parent / "runs"
+MEASURED = 2048  # scenes whose patches give the projection
+JUDGED = 1  # seed of the first picture that is judged
 
 
-def run_recipe(recipe: Recipe, run: Path, device: str = "cpu") -> None:
-    """Every stage in turn; what is done is not done again."""
-    tokenizer, projection = make_tokenizer(run), make_projection(recipe, run)
-    log = run / "log.jsonl"
-    scenes = list(itertools.islice(training_scenes(recipe.seed), recipe.scenes))
-    reader = Reader(start_text(recipe, len(tokenizer.vocab))).to(device)
-    loss = reader_loss(reader, tokenizer, scenes, recipe, device)
-    train(begin(reader, recipe.reader_plan), loss, recipe.reader_plan, run / "reader.safetensors", log)
-    unet = start_unet(recipe).to(device, memory_format=torch.channels_last)
-    latents = make_latents(scenes, projection, run)
-    for i, plan in enumerate(recipe.painter_plans):
-        again = replace(recipe, seed=recipe.seed + 3 * i)
-        loss = painter_loss(unet, reader.text, tokenizer, scenes, latents, again, device)
-        file = painter_file(run, i)
-        train(begin(unet, plan), loss, plan, file, log)
-        unet.load_state_dict(weights(file, "ema"))
-    vae = start_vae(recipe, projection).to(device, memory_format=torch.channels_last)
-    loss, plan = decoder_loss(vae, projection, recipe, device), recipe.decoder_plan
-    train(begin(learned(vae), plan), loss, plan, run / "decoder.safetensors", log)
+def train(
+    recipe: Recipe, run: Path, ranks: Ranks, family: Family = SHAPES, every: int = 1000, progress: bool = True
+) -> Pipeline:
+    """Every stage in turn; what is done is not done again. Returns the model, with the averaged weights.
+
+    every  steps of the painter between sheets
+    Raises InputError for a run that was begun with another recipe.
+    """
+    check(recipe, ranks.size)
+    if ranks.first:
+        remember(recipe, run)
+    ranks.wait()
+    pipe = beginning(recipe, run, ranks, family).to(ranks.device)
+    if not recipe.source:
+        train_reader(pipe, recipe, run, ranks, progress=progress)
+        train_decoder(pipe, recipe, run, ranks, progress=progress)
+    for i in range(1, len(recipe.passes) + 1):
+        train_painter(pipe, recipe, i, run, ranks, every, progress)
+    return pipe
 
 
-def painter_file(run: Path, i: int) -> Path:
-    """The checkpoint of the painter's plan i."""
-    return run / f"painter-{i + 1}.safetensors"
+def remember(recipe: Recipe, run: Path) -> None:
+    """Write the recipe into the folder of its run. Raises InputError if another one is there."""
+    file, told = run / "run.json", json.loads(json.dumps(asdict(recipe)))
+    if file.exists():
+        check_same(json.loads(file.read_text("utf-8")), told)
+    run.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as out:
+        out.write(json.dumps(told, indent=1).encode())
 
 
-def make_tokenizer(run: Path) -> Tokenizer:
-    """The tokenizer of a run, learned from the grammar's words if it is not there yet."""
-    folder = run / "tokenizer"
-    if not (folder / "vocab.json").exists():
-        save_vocabulary(learn_merges(corpus()), folder, LENGTH)
-    return Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt", length=LENGTH)
+def recalled(run: Path) -> Recipe:
+    """The recipe of a run. Raises InputError."""
+    try:
+        told: dict[str, Any] = json.loads((run / "run.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run} has no readable run.json: {error}; give a run of train.py") from error
+    stages = {name: Stage(**told[name]) for name in ("reader", "decoder")}
+    return Recipe(**{**told, **stages, "passes": tuple(Stage(**each) for each in told["passes"])})
 
 
-def make_projection(recipe: Recipe, run: Path) -> Projection:
-    """The principal components of the patches of the first training scenes, from the run if it has them."""
+def beginning(recipe: Recipe, run: Path, ranks: Ranks = Ranks(), family: Family = SHAPES) -> Pipeline:
+    """The model before its first step. Raises as `ldm.load`."""
+    if recipe.source:
+        return ldm.load(None if recipe.source == "bundled" else recipe.source, copy=True)
     file = run / "projection.safetensors"
-    if not file.exists():
-        scenes = list(itertools.islice(training_scenes(recipe.seed), 2048))
-        save_file(principal(to_tensor(scenes), recipe.vae.latent_channels)._asdict(), file)
-    return Projection(**load_file(file))
+    if not file.exists() and ranks.first:  # read back by all, so that no rounding differs
+        scenes = list(islice(training_scenes(recipe.seed), MEASURED))
+        save_file(principal(to_tensor(scenes), family.vae.latent_channels)._asdict(), file)
+    ranks.wait()
+    return from_nothing(recipe, Projection(**load_file(file)), family)
 
 
-def make_latents(scenes: list[Scene], projection: Projection, run: Path) -> Tensor:
-    """Latents of all scenes, [b c 16 16] float16, from the run if it has them."""
-    file = run / "latents.safetensors"
-    if not file.exists():
-        some = (scenes[i : i + 500] for i in range(0, len(scenes), 500))
-        parts = [project(to_tensor(part), projection).half() for part in some]
-        save_file({"latents": torch.cat(parts).contiguous()}, file)
-    return load_file(file)["latents"]
+def trained(run: Path, family: Family = SHAPES) -> Pipeline:
+    """What a run has made so far, with the averaged weights of the newest pass. Raises as `latest`."""
+    recipe = recalled(run)
+    pipe = beginning(recipe, run, family=family)
+    if not recipe.source:
+        read = latest(run / "reader").tensors["weights"]
+        pipe.text_encoders[0].load_state_dict(under("text.", read))
+        Decoding(pipe.vae).load_state_dict(latest(run / "decoder").tensors["weights"], strict=False)
+        pipe.vae.requires_grad_(False)
+    passes = [run / f"pass-{i}" for i in range(1, len(recipe.passes) + 1)]
+    if begun := [folder for folder in passes if listed(folder)]:
+        pipe.unet.load_state_dict(under("shadow.unet.", latest(begun[-1]).tensors["ema"]))
+    return pipe
 
 
-def trained(recipe: Recipe, run: Path) -> Parts:
-    """What a run has made so far: the UNet's averaged weights, the others' last ones; on the CPU."""
-    tokenizer = make_tokenizer(run)
-    reader, unet = Reader(start_text(recipe, len(tokenizer.vocab))), start_unet(recipe)
-    vae = start_vae(recipe, make_projection(recipe, run))
-    reader.load_state_dict(weights(run / "reader.safetensors", "net"))
-    newest = max(i for i in range(len(recipe.painter_plans)) if painter_file(run, i).exists())
-    unet.load_state_dict(weights(painter_file(run, newest), "ema"))
-    learned(vae).load_state_dict(weights(run / "decoder.safetensors", "net"))
-    return Parts(unet, vae, reader.text, tokenizer)
+def under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, without that."""
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+
+
+def judged(pipe: Pipeline, number: int) -> dict[str, Any]:
+    """What the judge says of so many prompts of each set, as `ldm eval shapes --json` has it."""
+    percent = {name: score(pipe, name, number, JUDGED) for name in SETS}
+    return {"prompts": number, "seed": JUDGED, "percent": percent}
 
 
 def main() -> None:
+    """Train, write, judge and tell."""
+    given = parsed()
+    with joined(given.device) as ranks:
+        recipe = recipe_of(given)
+        pipe = train(recipe, given.run, ranks)
+        if ranks.first:
+            pipe.to("cpu")
+            ldm.save(pipe, given.run / "model", layout="diffusers", dtype=torch.float16)
+            scores = judged(ldm.load(given.run / "model"), given.number) if given.number else {}
+            if scores:
+                with replacing(given.run / "scores.json") as file:
+                    file.write(json.dumps(scores, indent=1).encode())
+            print(write_card(pipe, recipe, given.run, scores, ranks.size))
+
+
+def recipe_of(given: argparse.Namespace) -> Recipe:
+    """The recipe, or of a model that is there one further pass with Muon."""
+    recipe = Recipe(seed=given.seed, source=given.source)
+    if given.source:
+        recipe = replace(recipe, passes=(Stage(10_000, 24, given.rate, muon=True),))
+    return replace(recipe, passes=shared(recipe.passes, given.steps)) if given.steps else recipe
+
+
+def parsed() -> argparse.Namespace:
+    """The words of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, default=RUNS / "shapes", help="folder of this run")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, help="length of the UNet's training by the clock")
-    parser.add_argument("--steps", type=int, help="the same in steps")
-    parser.add_argument("--decoder-minutes", type=float, help="length of the decoder's training by the clock")
-    parser.add_argument("--decoder-steps", type=int, help="the same in steps")
-    parser.add_argument("--export", type=Path, metavar="PATH", help="write the weights of the run and stop")
-    given = parser.parse_args()
-    if given.device == "cpu":
-        torch.set_num_threads(1)  # of each of the two threads that share a batch
-    recipe = Recipe(seed=given.seed)
-    if given.export:
-        from export import export
-
-        export(trained(recipe, given.run), given.export)
-        return
-    recipe = replace(
-        recipe,
-        painter_plans=_shared(recipe.painter_plans, given.steps, given.minutes),
-        decoder_plan=_timed(recipe.decoder_plan, given.decoder_steps, given.decoder_minutes),
-    )
-    run_recipe(recipe, given.run, given.device)
-
-
-def _shared(plans: tuple[Plan, ...], steps: int | None, minutes: float | None) -> tuple[Plan, ...]:
-    """The plans with a length of all together, shared out as their own minutes are."""
-    whole = sum(plan.minutes or 0 for plan in plans)
-    parts = [(plan.minutes or 0) / whole for plan in plans]
-    return tuple(
-        _timed(plan, steps and round(steps * part), minutes and minutes * part)
-        for plan, part in zip(plans, parts, strict=True)
-    )
-
-
-def _timed(plan: Plan, steps: int | None, minutes: float | None) -> Plan:
-    if steps is None and minutes is None:
-        return plan
-    return replace(plan, steps=steps, minutes=minutes)
+    parser.add_argument("--run", type=Path, default=RUNS / "model", help="folder of this run")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument("--device", default="", help="a GPU where there is one")
+    parser.add_argument("--from", dest="source", default="", metavar="MODEL", help="bundled, or a folder")
+    parser.add_argument("--steps", type=int, help="of the painter in all passes together")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak of the pass with --from")
+    parser.add_argument("--number", type=int, default=500, help="prompts of each set for the judge; 0: none")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

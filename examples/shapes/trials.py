@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterator
 
 import numpy as np
-from captions import Prompt, Want, describe
-from judge import judge
 from PIL import Image
 from repaint import cases
-from world import SIDE, draw, pairs_seen, sample_scene
 
 import ldm
+from ldm.evaluation.shapes.captions import Prompt, Want, describe
+from ldm.evaluation.shapes.judge import judge
+from ldm.evaluation.shapes.world import SIDE, draw, pairs_seen, sample_scene
 from ldm.pipeline import Pipeline
 
 QUIET = {"progress": False}

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import ldm
 from ldm.checkpoint.save import LAYOUTS
-from ldm.commands import sample, train
+from ldm.commands import evaluate, sample, train
 from ldm.commands.words import DTYPES
 from ldm.errors import InputError, LdmError
 
@@ -53,6 +53,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     sample.add(commands)
     train.add(commands)
+    evaluate.add(commands)
 
     look = commands.add_parser("inspect", help="say what a model file or folder is")
     look.set_defaults(run=inspect)

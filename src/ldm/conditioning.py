@@ -33,9 +33,10 @@ def encode_ids(ids: Tensor, encoder: Any, skip: int = 0) -> tuple[Tensor, Tensor
     skip  of CLIP's last layers, how many are left out besides those that the family leaves out
     Raises CheckpointError for ids that the encoder does not know.
     """
-    if (top := int(ids.max())) >= encoder.config.vocab:
+    if not encoder.tokens.knows(ids):
         raise CheckpointError(
-            f"the tokenizer gives id {top}, but the text encoder knows {encoder.config.vocab} tokens; "
+            f"the tokenizer gives ids up to {int(ids.max())}, but the text encoder knows "
+            f"{encoder.config.vocab} tokens and {len(encoder.tokens.added)} added ones; "
             "they belong to different models"
         )
     ids = ids.to(encoder.tokens.weight.device)

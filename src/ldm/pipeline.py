@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.adapters import Adapted
 from ldm.coding import decode, encode
 from ldm.conditioning import Conditioning
 from ldm.details import NAMES
 from ldm.drawing import drawing, moving
 from ldm.hearing import condition, denoiser
+from ldm.inversions import Taught
 from ldm.model import Model
 from ldm.parameters import reused
 from ldm.parts import between, knowing, latent_mask, noised, paste, shorten
@@ -28,7 +28,7 @@ from ldm.trajectory import Trajectory
 from ldm.walk import run
 
 
-class Pipeline(Adapted):
+class Pipeline(Taught):
     """A model and how to sample from it. May be called from several threads at once."""
 
     @classmethod

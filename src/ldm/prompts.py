@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ldm.checks import shown, texts
-from ldm.clip import Tokenizer, WordPiece
+from ldm.clip import Tokenizer, WordPiece, Words
 from ldm.clip.tokenizer import byte_characters
 from ldm.conditioning import encode_ids
 from ldm.errors import CheckpointError, InputError
@@ -28,7 +28,6 @@ BRACKET = 1.1  # the weight of a pair without a number
 MOST = 100.0
 BREAK = ("BREAK", -1.0)  # a new chunk begins; no text has a negative weight
 MARK = re.compile(r"\\(?P<plain>[\\()\[\]])|(?P<close>(?::\s*(?P<number>[+-]?[.\d]+)\s*)?\))|[(\[\]]")
-Words = Tokenizer | WordPiece
 
 
 def weighted(text: str) -> list[tuple[str, float]]:
@@ -51,7 +50,8 @@ def chunks(tokenizer: Words, text: str, weights: bool = True) -> tuple[Tensor, T
     """A prompt of any length as ids and their weights, int64 and float32 [n m], m = tokenizer.length.
 
     Each chunk has up to m - 2 tokens, and start, end and padding, which weigh 1; BREAK ends a chunk early, if
-    need be an empty one. Pieces become tokens one by one, so that a word ends where its weight does.
+    need be an empty one. Pieces become tokens one by one, so that a word ends where its weight does. The
+    vectors of an added token stay together: where they do not fit any more a new chunk begins.
     weights  False: brackets, backslashes and BREAK are text like any other, and all weights are 1
     Raises InputError as `weighted` does.
     """
@@ -68,11 +68,17 @@ def in_chunks(tokenizer: Words, text: str, weights: bool = True) -> list[list[tu
         if weight < 0:
             rows.append([])
             continue
-        for token in tokenizer.encode(part):
-            if len(rows[-1]) == tokenizer.length - 2:
+        for ids in indivisible(tokenizer, part):
+            if len(rows[-1]) + len(ids) > tokenizer.length - 2:
                 rows.append([])
-            rows[-1].append((token, weight))
+            rows[-1] += [(token, weight) for token in ids]
     return rows if rows[-1] else rows[:-1] or [[]]
+
+
+def indivisible(tokenizer: Words, text: str) -> Iterator[tuple[int, ...]]:
+    """The ids of a text: one by one, those of an added token together."""
+    for word in tokenizer.words(text):
+        yield from [word.ids] if word.added else zip(word.ids, strict=True)
 
 
 def pieces_of(text: str, weights: bool) -> list[tuple[str, float]]:
@@ -87,18 +93,23 @@ def encode_weighted(
     weights: bool = True,
     least: int = 1,
     skip: int = 0,
+    most: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states of prompts of any length with weights, [b n·m c'], and pooled text, [b c''] or None.
 
     Prompts of fewer than n chunks are filled up with the empty text's. The means are those of one prompt,
     chunk and encoder. Where all weights are 1 the states are the encoder's, bit for bit; where a mean is 0
     they are w z. The pooled text is that of the first chunk, which weights do not change.
-    weights  as in `chunks`; least: chunks, however short the prompts; skip as in `encode_ids`
+    weights  as in `chunks`; skip as in `encode_ids`
+    least    chunks, however short the prompts; most: those after them are left out
     Raises InputError as `weighted` does; CheckpointError as `encode_ids` does, or if the tokenizers disagree
     on how many chunks there are.
     """
     prompts = texts("prompts", prompts)
-    rows = [[chunks(tokenizer, prompt, weights) for prompt in prompts] for tokenizer in tokenizers]
+    rows = [
+        [tuple(x[:most] for x in chunks(tokenizer, prompt, weights)) for prompt in prompts]
+        for tokenizer in tokenizers
+    ]
     counts = [[len(ids) for ids, _ in row] for row in rows]
     if any(count != counts[0] for count in counts):
         raise CheckpointError(f"the tokenizers make {counts} chunks; they belong to different models")
@@ -139,25 +150,26 @@ def by_length(
 def tokens(text: str, tokenizer: Words | None = None) -> list[str]:
     """The tokens of a text, brackets and all, as one reads them: `"embeddings"` -> `["embe", "ddings"]`.
 
-    They do not tell where words end. A token that is part of a character's bytes is shown with �.
+    They do not tell where words end. A token that is part of a character's bytes is shown with �, and an
+    added one as often as it has vectors.
     tokenizer  `pipe.tokenizers[0]`; None: that of every official Stable Diffusion
     Raises InputError for what is no text.
     """
     (text,) = texts("text", [text])
     tokenizer = tokenizer or Tokenizer.openai()
-    return [readable(tokenizer, [piece]) for piece in tokenizer.pieces(text)]
+    return [
+        piece if word.added else readable(tokenizer, [piece])
+        for word in tokenizer.words(text)
+        for piece in word.pieces
+    ]
 
 
 def spelled(text: str, tokenizer: Words) -> list[tuple[str, int]]:
     """The words of a text, and how many tokens each is: `"a corgi!"` -> a 1, corgi 2, ! 1."""
-    said: list[list[str]] = []
-    ended = True
-    for piece in tokenizer.pieces(text):
-        if not piece.startswith("##") if isinstance(tokenizer, WordPiece) else ended:
-            said.append([])
-        said[-1].append(piece)
-        ended = piece.endswith(("</w>", "|>"))
-    return [(readable(tokenizer, pieces), len(pieces)) for pieces in said]
+    return [
+        (word.pieces[0] if word.added else readable(tokenizer, word.pieces), len(word.ids))
+        for word in tokenizer.words(text)
+    ]
 
 
 def readable(tokenizer: Words, pieces: Sequence[str]) -> str:

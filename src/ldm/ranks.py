@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 -m ldm …        sets RANK, WORLD_SIZE and LOCAL_RA
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from ldm.devices import find_device
 from ldm.errors import DeviceError, InputError, LdmError
 
 PATIENCE = timedelta(minutes=30)  # that a rank waits for another; one that ends is noticed at once
+LOST = re.compile(
+    r"gloo|nccl|connection|peer|process group|timed out", re.IGNORECASE
+)  # of torch's complaints
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
@@ -55,6 +59,8 @@ class Ranks:
             yield
         except RuntimeError as error:
             reason = str(error).split("\n")[0]
+            if self.size == 1 or not LOST.search(reason):
+                raise
             raise LdmError(
                 f"process {self.rank + 1} of {self.size} lost another, whose own message says why ({reason})"
             ) from error
