@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import image, imports, load, solver, unet
+from benchmarks import image, imports, load, solver, training, unet
 from benchmarks.table import Row, document, heading, line
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
     "image": image.rows,
     "load": load.rows,  # takes minutes, and 4.3 GB of disk for as long
     "unet-64": partial(unet.rows, 64),  # takes minutes
+    "training": training.rows,  # takes minutes
 }
 USUAL = ("import", "solver", "unet", "image")
 
@@ -24,7 +25,10 @@ def main() -> None:
     """Run the benchmarks asked for; each row is printed as soon as it is known."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all but the last two if not given"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"{', '.join(BENCHMARKS)}; all but the last three if not given",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="also write machine, versions and table here"

@@ -11,7 +11,7 @@ import torch
 
 import ldm
 
-PEERS = ("torch", "diffusers", "transformers", "numpy")
+PEERS = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
 Show = Callable[[float | None], str]  # a figure in words; "" for None
@@ -80,7 +80,7 @@ def line(row: Row) -> str:
     """A row as a line of Markdown."""
     goal = "yes" if row.said is not None else ""
     goal = f"≤ {row.show(row.most)}" if row.most is not None else goal
-    goal = f"≥ {row.ratio:.1f}×" if row.ratio is not None else goal
+    goal = f"≥ {row.ratio}×" if row.ratio is not None else goal
     ours = {True: "yes", False: "no", None: row.show(row.ours)}[row.said]
     times = f"{row.times:.2f}×" if row.times else ""
     met = {True: "yes", False: "no", None: ""}[row.met]

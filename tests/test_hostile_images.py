@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ldm import cli
+from ldm.commands import words
 from ldm.errors import InputError
 from ldm.image import from_any, mask_from_any, to_unit
 from ldm.parts import knowing, latent_mask, paste
@@ -201,7 +202,7 @@ def test_a_photograph_is_turned_upright(tiny_pipe, tmp_path, orientation, kind):
     with Image.open(tmp_path / "a") as lazy:
         image = to_unit(from_any(lazy, SIZE))[0]
     assert np.array_equal((image * 255).round().byte().permute(1, 2, 0), PIXELS)
-    assert np.array_equal(kept(tiny_pipe, cli.picture("--image", str(tmp_path / "a"))), PIXELS)
+    assert np.array_equal(kept(tiny_pipe, words.picture("--image", str(tmp_path / "a"))), PIXELS)
     with Image.open(io.BytesIO(turned(orientation, kind, LEVELS))) as lazy:
         mask = mask_from_any(lazy, SIZE)[0, 0]
         assert np.array_equal((mask * 255).round().byte(), LEVELS)
@@ -615,7 +616,7 @@ def test_the_command_refuses_what_is_no_file(tmp_path):
         with pytest.raises(
             InputError, match=r"^--mask .* cannot be read as a picture: .*; give another file$"
         ):
-            cli.picture("--mask", str(path))
+            words.picture("--mask", str(path))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF"])
@@ -626,7 +627,7 @@ def test_the_command_takes_the_first_of_several_pictures(tiny_pipe, tmp_path, ki
         )
     )
     first = np.asarray(Image.open(tmp_path / "a").convert("RGB"))
-    assert np.array_equal(kept(tiny_pipe, cli.picture("--image", str(tmp_path / "a"))), first)
+    assert np.array_equal(kept(tiny_pipe, words.picture("--image", str(tmp_path / "a"))), first)
 
 
 @pytest.mark.filterwarnings("error")
@@ -635,7 +636,7 @@ def test_the_command_is_silent_about_a_large_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", W * H * 2 // 3)
     with pytest.warns(Image.DecompressionBombWarning):
         opened(turned(1))
-    assert cli.picture("--image", str(tmp_path / "a.png")).size == SIZE
+    assert words.picture("--image", str(tmp_path / "a.png")).size == SIZE
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "GIF"])
@@ -651,7 +652,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path, kind):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                image = cli.picture("--image", str(tmp_path / "a"))
+                image = words.picture("--image", str(tmp_path / "a"))
                 found = from_any(image, SIZE), mask_from_any(image.convert("L"), SIZE)
             assert all(torch.isfinite(x).all() for x in found)
         except InputError:

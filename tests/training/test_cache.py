@@ -159,6 +159,14 @@ def test_latents_are_the_posterior_of_the_image(pipe, tmp_path):
     assert torch.equal(sample(posterior(pipe, x), eps), mean + std * eps)
 
 
+@pytest.mark.parametrize("held", [1, 3 * 16 * 16])
+def test_how_many_are_encoded_at_once_changes_nothing(pipe, monkeypatch, held):
+    x = tiny.unit_noise(0, 5, 3, 16, 16).clamp(-1, 1)
+    together = posterior(pipe, x)
+    monkeypatch.setattr("ldm.training.cache.HELD", held)
+    assert tiny.error(posterior(pipe, x), together) <= 1e-6  # sums of a batch may be split otherwise
+
+
 def test_a_vq_latent_has_no_deviation():
     family = replace(tiny.TINY, vae=VAEConfig(channels=(32, 64), res_blocks=1, latent_channels=4, codes=16))
     model = tiny.make(family)

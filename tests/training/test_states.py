@@ -62,7 +62,7 @@ MAKERS = {
     "adadelta": lambda p: torch.optim.Adadelta(p),
     "adafactor": lambda p: torch.optim.Adafactor(p),
     "lbfgs": lambda p: torch.optim.LBFGS(p, 1e-2, max_iter=3),
-    "muon": lambda p: Muon([x for x in p if x.ndim > 1], 1e-2),
+    "muon": lambda p: Muon([x for x in p if x.ndim > 1], [x for x in p if x.ndim < 2], 1e-2),
     "odd": Odd,
 }
 
