@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 import ldm
 from ldm.cli import main
@@ -97,3 +100,65 @@ def test_classes_and_nothing_are_prompts_too(tmp_path, capsys):
         assert (tmp_path / f"{name}.png").exists()
         capsys.readouterr()
         refused(capsys, "sample", wrong, *options)
+
+
+HOUSES = Path(__file__).parents[1] / "examples/lora/houses.safetensors"
+
+
+@pytest.fixture
+def token(file, tmp_path):
+    """A textual inversion of the model in `file`."""
+    width = ldm.load(file).text_encoders[0].config.width
+    save_file({"emb_params": torch.randn(2, width)}, tmp_path / "zzz.safetensors")
+    return tmp_path / "zzz.safetensors"
+
+
+def test_loras_and_embeddings_are_put_on(token, file, tmp_path, capsys):
+    out = tmp_path / "a.png"
+    pipe, call = ldm.load(), {"num_inference_steps": 2, "seed": 1, "progress": False}
+    pictures = {}
+    words = ["sample", "a red house", "-o", out, "--steps", 2, "--seed", 1]
+    for weight, said in ((None, []), (0.5, ["--lora", f"{HOUSES}=0.5"]), (1.0, ["--lora", HOUSES])):
+        assert main([str(a) for a in (*words, *said)]) == 0
+        if weight is not None:
+            pipe.load_lora(HOUSES, weight)
+        pictures[weight] = Image.open(out).tobytes()
+        assert pictures[weight] == pipe("a red house", **call)[0].tobytes()
+        pipe.unload_lora()
+    assert len(set(pictures.values())) == 3
+
+    pipe = ldm.load(file)
+    pipe.load_textual_inversion(token)
+    words = ["sample", "a zzz", "-o", out, "--steps", 2, "--seed", 1, "--model", file]
+    assert main([str(a) for a in (*words, "--embedding", token)]) == 0
+    with_it = Image.open(out).tobytes()
+    assert with_it == pipe("a zzz", **call)[0].tobytes()
+    assert main([str(a) for a in words]) == 0
+    assert Image.open(out).tobytes() != with_it
+
+
+def test_a_lora_is_merged_by_convert(tmp_path):
+    source, target = Path(ldm.__file__).parent / "bundled", tmp_path / "houses.safetensors"
+    pipe = ldm.load()
+    assert main(["convert", str(source), str(target), "--lora", f"{HOUSES}=0.5"]) == 0
+    pipe.load_lora(HOUSES, 0.5)
+    merged, plain = ldm.load(target).unet.state_dict(), ldm.load().unet.state_dict()
+    assert all(torch.equal(merged[key], value) for key, value in pipe.unet.state_dict().items())
+    assert any(not torch.equal(merged[key], value) for key, value in plain.items())
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [("--lora=none.safetensors", "none.safetensors"), (f"--lora={HOUSES}", "houses"),
+     (f"--lora={HOUSES}=nan", "weight"), ("--embedding=none.pt", "none.pt"),
+     (f"--embedding={HOUSES}", "houses")],
+)  # fmt: skip
+def test_what_cannot_be_put_on_is_one_sentence(file, tmp_path, capsys, never, option, word):
+    assert word in refused(capsys, "sample", "a", "--model", file, "-o", tmp_path / "a.png", option)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_weight_of_a_lora_that_is_no_number(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", "a", "--lora", "cats.safetensors=much"])
+    assert stopped.value.code == 2 and "FILE=0.8" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import NoReturn
 import ldm
 from ldm.checkpoint.save import LAYOUTS
 from ldm.commands import evaluate, sample, train
-from ldm.commands.words import DTYPES
+from ldm.commands.words import DTYPES, add_changes, put_on
 from ldm.errors import InputError, LdmError
 
 
@@ -63,6 +63,7 @@ def parser() -> Parser:
     change.set_defaults(run=convert)
     change.add_argument("source", help=".safetensors, .ckpt or folder")
     change.add_argument("target", help="a file .safetensors, or a folder")
+    add_changes(change, embeddings=False)
     change.add_argument("--layout", choices=LAYOUTS, help="default: original for a file, else diffusers")
     change.add_argument("--dtype", choices=DTYPES, help="default: that of each tensor")
     return top
@@ -79,5 +80,7 @@ def convert(options: argparse.Namespace) -> None:
     layout = options.layout or ("original" if target.suffix in (".safetensors", ".ckpt") else "diffusers")
     if layout == "original" and target.suffix != ".safetensors":
         raise InputError(f"{target} must end in .safetensors, for that is what is written")
-    ldm.save(ldm.load(options.source), target, layout, DTYPES.get(options.dtype))
+    pipe = ldm.load(options.source)
+    put_on(pipe, options.lora)
+    ldm.save(pipe, target, layout, DTYPES.get(options.dtype))
     print(target)

@@ -24,7 +24,7 @@ from ldm.checkpoint.files import replacing
 from ldm.checks import whole
 from ldm.commands.jobs import Drawing, batches, drawings
 from ldm.commands.lines import read_lines
-from ldm.commands.words import DTYPES, pictures
+from ldm.commands.words import opened, pictures
 from ldm.errors import InputError
 from ldm.image import write
 from ldm.parameters import arguments
@@ -46,7 +46,7 @@ def draw_all(options: argparse.Namespace) -> None:
     with joined(options.device) as ranks:
         if not ranks.first:
             logging.getLogger("ldm").setLevel(logging.ERROR)  # the first one warns
-        pipe = ldm.load(options.model, dtype=DTYPES[options.dtype], device=ranks.device)
+        pipe = opened(options, ranks.device)
         found = drawings(pipe, lines, folder, options, Pictures(given["image"], given["mask_image"]))
         count = draw(pipe, batches(found, most), given, ranks, options.overwrite)
         if ranks.first:

@@ -5,9 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import ldm
 from ldm.checks import whole
-from ldm.commands.words import DTYPES, details, pictures, size, spaced, spoken
+from ldm.commands.words import DTYPES, add_changes, details, opened, pictures, size, spaced, spoken
 from ldm.errors import InputError
 from ldm.image import write
 from ldm.request import MOST_IMAGES
@@ -26,6 +25,7 @@ def add(commands: Any) -> None:
         "-o", "--out", metavar="OUT.png", help=f"file to write (default: {OUT}); with --prompts a folder"
     )
     draw.add_argument("--model", metavar="SOURCE", help="file or folder (default: the model in the package)")
+    add_changes(draw)
     draw.add_argument("--negative", metavar="TEXT", help="what to stay away from")
     draw.add_argument("--steps", type=int, metavar="N")
     draw.add_argument("--guidance", type=float, metavar="W")
@@ -81,7 +81,7 @@ def draw_one(options: argparse.Namespace) -> None:
     check_writable(paths)
     width, height = options.size or (None, None)
     given = pictures(options)
-    pipe = ldm.load(options.model, dtype=DTYPES[options.dtype], device=options.device)
+    pipe = opened(options, options.device)
     result = pipe(
         spoken(pipe, options.prompt),
         options.negative,

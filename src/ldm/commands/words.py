@@ -1,7 +1,8 @@
-"""What words on the command line mean: sizes, dtypes, pictures, prompts, samplers."""
+"""What words on the command line mean: sizes, dtypes, models, pictures, prompts, samplers."""
 
 import argparse
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,45 @@ def size(text: str) -> tuple[int, int]:
     if not (width.isdigit() and height.isdigit()):
         raise argparse.ArgumentTypeError(f"size {text!r} must look like 512x768")
     return int(width), int(height)
+
+
+def add_changes(parser: argparse.ArgumentParser, embeddings: bool = True) -> None:
+    """The words of what is put on a model."""
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[=W]", type=weighed,
+        help="put this LoRA on the model, with weight W (default: 1); again for more",
+    )  # fmt: skip
+    if embeddings:
+        parser.add_argument(
+            "--embedding", action="append", default=[], metavar="FILE",
+            help="a textual inversion: its token can be used in prompts; again for more",
+        )  # fmt: skip
+
+
+def weighed(text: str) -> tuple[str, float]:
+    """`cats.safetensors=0.8` -> ("cats.safetensors", 0.8); without the number 1."""
+    file, equals, weight = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return text, 1.0
+    try:
+        return file, float(weight)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must look like FILE or FILE=0.8") from None
+
+
+def opened(options: argparse.Namespace, device: str | torch.device) -> ldm.Pipeline:
+    """The model with what is put on it. Raises as `ldm.load`, `load_lora` and `load_textual_inversion`."""
+    pipe = ldm.load(options.model, dtype=DTYPES[options.dtype], device=device)
+    put_on(pipe, options.lora)
+    for file in options.embedding:
+        pipe.load_textual_inversion(file)
+    return pipe
+
+
+def put_on(pipe: ldm.Pipeline, loras: list[tuple[str, float]]) -> None:
+    """Put LoRAs on a model."""
+    for i, (file, weight) in enumerate(loras):
+        pipe.load_lora(file, weight, name=str(i))
 
 
 def pictures(options: argparse.Namespace) -> dict[str, Any]:
