@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from ldm.errors import InputError
 
 MOST_PIXELS = 178_956_970  # where Pillow too refuses a file, unless it is told otherwise
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of pictures in a folder
 ORIENTATION = 0x0112  # in EXIF
 TURNS = {  # an orientation, to what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,

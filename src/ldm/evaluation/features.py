@@ -22,9 +22,8 @@ from ldm.checks import dense, whole
 from ldm.errors import InputError
 from ldm.evaluation.distances import numbers
 from ldm.evaluation.extractors import Extract, first_line
-from ldm.reading import colours, told, upright_size
+from ldm.reading import SUFFIXES, colours, told, upright_size
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 REMEDY = "take it out, or put it there whole"
 MOST_BATCH = 65_536
 
@@ -92,10 +91,10 @@ def pictures(folder: str | Path) -> list[Path]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; give one with pictures")
-    found = [path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file()]
+    found = [path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     seen = [path for path in found if not any(x.startswith(".") for x in path.relative_to(root).parts)]
     if not seen:
-        raise InputError(f"{root} has no pictures; put some in, of {' '.join(PICTURES)}")
+        raise InputError(f"{root} has no pictures; put some in, of {' '.join(SUFFIXES)}")
     return sorted(seen)
 
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from ldm.checks import shown, texts
 from ldm.errors import InputError
+from ldm.reading import SUFFIXES
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CAPTIONS = (".txt", ".caption")
 TABLES = ("metadata.jsonl", "metadata.csv")
 
@@ -42,10 +42,10 @@ def entries(folder: str | Path) -> list[Entry]:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; give one with images")
     files = dict(sorted(walk(root)))
-    pictures = [name for name in files if suffix(name) in PICTURES]
+    pictures = [name for name in files if suffix(name) in SUFFIXES]
     tables = [name for name in TABLES if name in files]
     if not pictures and not tables:
-        raise InputError(f"{root} has no images; put some in, of {' '.join(PICTURES)}")
+        raise InputError(f"{root} has no images; put some in, of {' '.join(SUFFIXES)}")
     beside = captions(root, files, pictures)
     deep = [name for name in pictures if "/" in name and not tables]
     kinds = [*tables]
