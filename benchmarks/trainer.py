@@ -27,7 +27,8 @@ from ldm.training.diffusion import Diffusion
 from ldm.training.fresh import fresh_text, fresh_vae, seeded
 from ldm.training.loop import Run
 from ldm.training.recipes import prepared
-from ldm.training.session import batches, begun
+from ldm.training.rows import rows_of
+from ldm.training.session import begun
 from ldm.training.settings import Data, DiffusionSettings
 from ldm.unet import UNet
 
@@ -67,7 +68,7 @@ def begin(folder: Path, batch: int, cache: str = "", ranks: Ranks = Ranks()) -> 
     pipe.unet.requires_grad_(True)
     texts = Texts(pipe, Path(cache) / "texts", settings.chunks) if cache else None
     diffusion = Diffusion(pipe, settings, texts)
-    return begun(diffusion, pipe, batches(settings, pipe, ranks), settings, ranks)
+    return begun(diffusion, pipe, rows_of(settings, pipe, ranks), settings, ranks)
 
 
 def settings_of(folder: Path, batch: int, cache: str = "") -> DiffusionSettings:

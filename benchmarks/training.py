@@ -27,7 +27,7 @@ from ldm.training.diffusion import Diffusion
 from ldm.training.draws import of_rows, times
 from ldm.training.folders import entries
 from ldm.training.loop import Run
-from ldm.training.session import batches
+from ldm.training.rows import rows_of
 
 BATCH = 4  # images of a step, of each process
 ROUNDS, COMPARED = 9, 3
@@ -92,7 +92,7 @@ def difference(ours: Run, theirs: Any) -> float:
     assert isinstance(diffusion, Diffusion)
     family, side = diffusion.model.family, FAMILY.size // FAMILY.vae.factor
     shape = (family.vae.latent_channels, side, side)
-    names = next(batches(diffusion.settings, diffusion.model)(k)).names
+    names = next(rows_of(diffusion.settings, diffusion.model)(k)).names
     u, (sample, noise) = of_rows(diffusion.settings.seed, range(k * BATCH, (k + 1) * BATCH), 2, shape, shape)
     places = {entry.name: i for i, entry in enumerate(theirs.data.entries)}
     batch = collated([theirs.data[places[name]] for name in names])

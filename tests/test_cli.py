@@ -48,6 +48,7 @@ def test_a_picture_is_drawn_and_more_are_numbered(file, tmp_path, capsys):
         (["--clip-skip", "-1"], "clip_skip"),
         (["--clip-skip", "40"], "clip_skip"),
         (["--tile", "9"], "tile"),
+        (["--strength", "0.5"], "--strength needs --image"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_sentence(file, tmp_path, capsys, never, options, word):
@@ -113,7 +114,7 @@ def token(file, tmp_path):
     return tmp_path / "zzz.safetensors"
 
 
-def test_loras_and_embeddings_are_put_on(token, file, tmp_path, capsys):
+def test_loras_and_embeddings_are_put_on(token, file, tmp_path, caplog):
     out = tmp_path / "a.png"
     pipe, call = ldm.load(), {"num_inference_steps": 2, "seed": 1, "progress": False}
     pictures = {}
@@ -127,6 +128,14 @@ def test_loras_and_embeddings_are_put_on(token, file, tmp_path, capsys):
         pipe.unload_lora()
     assert len(set(pictures.values())) == 3
 
+    assert ldm.parameters(out)["lora"] == {"houses": 1.0}
+    with caplog.at_level("WARNING", "ldm"):
+        again = pipe.from_png(out, progress=False)[0].tobytes()
+        assert again != pictures[1.0] and "drawn with lora {'houses': 1.0}, but None" in caplog.text
+        caplog.clear()
+        pipe.load_lora(HOUSES)
+        assert pipe.from_png(out, progress=False)[0].tobytes() == pictures[1.0] and not caplog.text
+
     pipe = ldm.load(file)
     pipe.load_textual_inversion(token)
     words = ["sample", "a zzz", "-o", out, "--steps", 2, "--seed", 1, "--model", file]
@@ -134,7 +143,7 @@ def test_loras_and_embeddings_are_put_on(token, file, tmp_path, capsys):
     with_it = Image.open(out).tobytes()
     assert with_it == pipe("a zzz", **call)[0].tobytes()
     assert main([str(a) for a in words]) == 0
-    assert Image.open(out).tobytes() != with_it
+    assert Image.open(out).tobytes() != with_it and "tokens" not in ldm.parameters(out)
 
 
 def test_a_lora_is_merged_by_convert(tmp_path):

@@ -473,6 +473,13 @@ def test_tokens_that_cannot_be_are_refused(token, words, tiny, tmp_path):
     assert tiny.tokenizers == tokenizers and len(tiny.text_encoders[0].tokens.added) == 1
 
 
+def test_a_whole_word_of_the_vocabulary_is_none(tmp_path):
+    pipe = ldm.load()
+    assert "circle" not in pipe.tokenizers[0].vocab and "circle</w>" in pipe.tokenizers[0].vocab
+    with pytest.raises(InputError, match="part of the vocabulary"):
+        pipe.load_textual_inversion(file_of(tmp_path / "a.safetensors", vectors(pipe, 1)), "circle")
+
+
 def test_models_without_words_and_what_is_no_path_are_refused(tiny, tmp_path):
     save_file({"<a>": torch.ones(1, 40)}, tmp_path / "a.safetensors")
     for name in ("ldm-cin256", "ldm-celeba256"):

@@ -20,7 +20,7 @@ from ldm.evaluation.shapes.world import MIX, SIDE, Scene, draw, pairs_seen, samp
 from ldm.ranks import Ranks
 from ldm.training.data import Batch
 from ldm.training.framing import generator
-from ldm.training.session import Begin
+from ldm.training.rows import Rows
 
 SCENE = 4  # beside what `ldm.training` draws, whose numbers are smaller
 
@@ -54,11 +54,11 @@ def batch_of(seed: int, rows: Sequence[int], projection: Projection) -> Batch:
     return Batch(moments, texts, [f"scene {row}" for row in rows], sizes, corners, {})
 
 
-def batches(seed: int, size: int, projection: Projection, ranks: Ranks) -> Begin:
+def batches(seed: int, size: int, projection: Projection, ranks: Ranks) -> Rows:
     """Batches of so many rows on all ranks together, this rank's part of them."""
 
     def begin(start: int) -> Iterator[Batch]:
         for k in count(start):
             yield batch_of(seed, range(k * size + ranks.rank, (k + 1) * size, ranks.size), projection)
 
-    return begin
+    return Rows(begin)

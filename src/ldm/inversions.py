@@ -84,7 +84,7 @@ def check_token(model: Model, token: str) -> None:
     for tokenizer in model.tokenizers:
         if token in tokenizer.added:
             raise InputError(f"token {shown(token)} was added before; unload that, or give another token")
-        if token in tokenizer.vocab:
+        if token in tokenizer.vocab or f"{token}</w>" in tokenizer.vocab:
             raise InputError(
                 f"token {shown(token)} is part of the vocabulary, and prompts with it would change; "
                 "give another token, such as <cat>"

@@ -1,5 +1,6 @@
 """From a prompt to an image: condition, follow the path, decode."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,9 +16,9 @@ from ldm.conditioning import Conditioning
 from ldm.details import NAMES
 from ldm.drawing import drawing, moving
 from ldm.hearing import condition, denoiser
-from ldm.inversions import Taught
+from ldm.inversions import Taught, added_tokens
 from ldm.model import Model
-from ldm.parameters import reused
+from ldm.parameters import parameters, reused
 from ldm.parts import between, knowing, latent_mask, noised, paste, shorten
 from ldm.pictures import Pictures, grown, starts_at_image
 from ldm.request import WAYS, Callback, Request, read, refuse_odd, start_latents
@@ -26,6 +27,8 @@ from ldm.schedulers import Sampler
 from ldm.schedulers.spacing import Path
 from ldm.trajectory import Trajectory
 from ldm.walk import run
+
+log = logging.getLogger("ldm")
 
 
 class Pipeline(Taught):
@@ -123,9 +126,20 @@ class Pipeline(Taught):
     def from_png(self, png: Any, **changes: Any) -> Result:
         """The image that a PNG file tells the parameters of, again or with changes: arguments of a call.
 
-        Raises InputError as `ldm.parameters` and a call do, for another family's, and if image is missing.
+        The logger "ldm" warns where other LoRAs or tokens were on the model. Raises InputError as
+        `ldm.parameters` and a call do, for another family's, and if image is missing.
         """
-        return self(**reused(png, changes, self.family))
+        arguments, was, now = reused(png, changes, self.family), parameters(png), self.additions()
+        for name in ("lora", "tokens"):
+            if was.get(name) != now.get(name):
+                log.warning("drawn with %s %s, but %s is on the model", name, was.get(name), now.get(name))
+        return self(**arguments)
+
+    def additions(self) -> dict[str, Any]:
+        """What was put on the model, for the parameters of its pictures: LoRAs with their weights, tokens."""
+        loras = {name: weight for name, (_, weight) in self.adapters.changes.items()}
+        tokens = added_tokens(self)
+        return ({"lora": loras} if loras else {}) | ({"tokens": tokens} if tokens else {})
 
     def start(
         self, request: Request, latents: Tensor | None, pictures: Pictures
@@ -153,7 +167,7 @@ class Pipeline(Taught):
 
     def finish(self, request: Request, x: Tensor, pictures: Pictures, given: Sequence[str] = ()) -> Result:
         """Decode the last latent into what the request asked for; given: as of `Request.parameters`."""
-        said = request.parameters(self.family, given)
+        said = [row | self.additions() for row in request.parameters(self.family, given)]
         images: Any = None
         if request.output != "latent":
             images = decode(self, x, request.details.tile)

@@ -166,7 +166,7 @@ def test_pairs_that_cannot_be_measured_are_refused(folders, tmp_path):
         (("frechet", file, a), "a has 4 numbers in a row and b 192; both must be features of one kind"),
         (("frechet", a, tmp_path / "none"), "none is neither a file of features nor a folder of pictures"),
         (("frechet", a, b, "--features", "eyes"), "features cannot be 'eyes'"),
-        (("kernel", a, b), "a has 9 rows, fewer than size 1000"),
+        (("kernel", a, b), "a has 9 of 1000, as --size asks for"),
         (("kernel", a, b, "--size", 1), "size must be from 2"),
         (("kernel", a, b, "--batch", 0), "batch must be from 1"),
     ]:

@@ -205,7 +205,8 @@ def layers(runs: Runs) -> None:
 
 def others(runs: Runs) -> None:
     """A LoRA and a word."""
-    for kind, more in (("lora", {"rank": 2}), ("inversion", {"token": "<dog>", "init": "a"})):
+    word = {"token": "<dog>", "init": "a", "data": {"path": str(runs.folder / "alone")}}
+    for kind, more in (("lora", {"rank": 2}), ("inversion", word)):
         for size in (1, 2):
             runs.run(f"{kind}-{size}", size, kind=kind, sheet={}, rate=1e-2, **more)
 

@@ -39,9 +39,10 @@ def frozen(pipe: ldm.Pipeline) -> ldm.Pipeline:
 
 
 def place(folder: Path, family: Family = SMALL, pictures: int = 8) -> Path:
-    """A folder with `model`, which is small, and pictures in `album`."""
+    """A folder with `model`, which is small, pictures in `album`, and those without captions in `alone`."""
     ldm.save(tiny.make(family), folder / "model", layout="diffusers")
     album(folder / "album", pictures)
+    (album(folder / "alone", pictures) / "metadata.jsonl").unlink()
     return folder
 
 

@@ -238,8 +238,9 @@ def test_a_stop_is_told_and_gone_on_from(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     given = words(told(folder, out, steps=3, save_every=1, ema=0.0))
 
-    def stop(*args):
-        raise KeyboardInterrupt
+    def stop(path, step, told):
+        if step == 2:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("ldm.training.loop.log", stop)

@@ -1,7 +1,9 @@
 """The loop: it learns, goes on bit for bit, skips what is not finite, and says when it stops."""
 
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -57,7 +59,7 @@ def test_the_loss_falls_and_is_logged(tmp_path):
 @pytest.mark.parametrize("stop", [3, 5, 7, 10])
 def test_an_interrupted_run_is_the_one_that_was_not(tmp_path, stop):
     whole, first = Trainee(), Trainee()
-    second = Trainee(seed=1 if stop >= 5 else 0)  # its weights are the checkpoint's, where there is one
+    second = Trainee(seed=1 if stop > 5 else 0)  # its weights are the checkpoint's, where there is one
     whole.run(tmp_path / "whole")
 
     def leave(step, told):
@@ -80,7 +82,7 @@ def test_rates_are_those_of_the_schedule(tmp_path):
         watch=lambda step, told: seen.append((told["rate"], trainee.optimiser.param_groups[0]["lr"])),
     )
     factors = [rate("cosine", 12, 2)(step) for step in range(12)]
-    assert seen == [(factor, 0.02 * factor) for factor in factors]
+    assert seen == [(0.02 * factor, 0.02 * factor) for factor in factors]
 
 
 def test_parts_of_a_batch_are_the_batch(tmp_path):
@@ -156,3 +158,61 @@ def test_a_plan_that_makes_no_sense_is_refused(tmp_path, plan):
     with pytest.raises(InputError, match=next(iter(plan))):
         Trainee().run(tmp_path, **{"steps": 3} | plan)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_ends_in_a_look_looks_again(tmp_path):
+    looks = []
+
+    def run(folder, stop=None):
+        trainee = Trainee()
+        made = Run(
+            trainee.model, trainee.optimiser, trainee.loss,
+            Plan(6, save_every=2, log_every=1, look_every=2), folder, average=trainee.average,
+        )  # fmt: skip
+
+        def look(step):
+            looks.append(step)
+            if step == stop:
+                raise KeyboardInterrupt
+            return {"seen": float(step)}
+
+        made.look = look
+        train(made, progress=False)
+        return [
+            {name: value for name, value in json.loads(line).items() if "second" not in name}
+            for line in (folder / METRICS).read_text().splitlines()
+        ]
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "left", stop=4)
+    assert run(tmp_path / "left") == whole
+    assert [line["step"] for line in whole] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in whole if "seen" in line] == [2, 4, 6]
+
+
+def test_a_loss_that_draws_from_the_global_generators_goes_on_too(tmp_path):
+    class Drawing(Trainee):
+        def loss(self, step, part, rows=8):
+            more = torch.randn(()) + random.random() + np.random.rand()
+            return super().loss(step, part, rows) * (1 + float(more) ** 2)
+
+    def seeded(trainee):
+        torch.manual_seed(3)
+        random.seed(3)
+        np.random.seed(3)
+        return trainee
+
+    whole = seeded(Drawing())
+    whole.run(tmp_path / "whole")
+
+    def leave(step, told):
+        if step == 7:
+            raise KeyboardInterrupt
+
+    left = seeded(Drawing())
+    with pytest.raises(KeyboardInterrupt):
+        left.run(tmp_path / "left", watch=leave)
+    again = Drawing(seed=5)
+    again.run(tmp_path / "left")
+    assert same(again.state(), whole.state())

@@ -100,6 +100,7 @@ def test_it_is_the_same_again_and_another_with_another_generator():
         ({"targets": "("}, "regular expression"),
         ({"networks": ("vae",)}, "networks has 'vae'"),
         ({"networks": ("text_encoder_2",)}, "networks has 'text_encoder_2'"),
+        ({"networks": ("unet", "unet")}, "networks has 'unet' twice"),
     ],
 )
 def test_wrong_ways_are_refused_and_leave_nothing(options, words):
@@ -116,3 +117,14 @@ def test_a_wrong_place_or_naming_is_refused(tmp_path):
         with pytest.raises(InputError):
             lora.save(path, naming)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rank_that_a_matrix_has_not_leaves_the_scale():
+    pipe = make()
+    lora = LoRA(pipe, rank=4096, targets=r"(conv_in|conv_out)$")
+    assert {place.change.scale for place in lora.places} == {1.0}
+    assert all(len(place.change.down) < 4096 for place in lora.places)
+    lora.remove()
+    lora = LoRA(pipe, rank=4096, alpha=2048, targets=r"(conv_in|conv_out)$")
+    assert {change.scale for change in lora.changes().values()} == {0.5}
+    lora.remove()

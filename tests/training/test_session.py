@@ -240,7 +240,8 @@ def test_a_lora_and_a_word_go_on_and_are_left(folder, tmp_path, averaged):
     """Each is trained, left, gone on with, and loads; of the model nothing else changes."""
     more = {"steps": 3, "save_every": 1, "ema": 0.9 if averaged else 0.0, "rate": 1e-2}
     lora = told(folder, tmp_path / "lora", LoraSettings, rank=2, **more)
-    word = told(folder, tmp_path / "word", InversionSettings, token="<dog>", init="a", **more)
+    alone = {"path": str(folder / "alone")}
+    word = told(folder, tmp_path / "word", InversionSettings, token="<dog>", init="a", data=alone, **more)
     for begin, settings in ((train_lora, lora), (train_inversion, word)):
         with pytest.raises(KeyboardInterrupt):
             begin(settings, watch=stop_at_two, progress=False)

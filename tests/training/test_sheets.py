@@ -71,6 +71,7 @@ def test_the_loss_by_time_is_the_mean_of_each_image_s():
         expected = plain.at(batch, range(3), torch.full((3,), 50 + 100 * k)).mean()
         assert found[name] == pytest.approx(float(expected), 1e-6)
     assert found == by_time(plain, batch)
+    assert found == pytest.approx(by_time(plain, batch, most=2), 1e-6)
     assert found != by_time(Diffusion(pipe, DiffusionSettings(seed=1)), batch)
     assert found != by_time(Diffusion(frozen(tiny.make(SMALL, 1)), DiffusionSettings()), batch)
 

@@ -189,15 +189,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Weights that the new ones replace go. Other weights of the old networks, such as a variant (….fp16), are
     the user's, so they are not deleted, and belong to the old model, so they may not stay: CheckpointError.
     """
+    check_replaceable(path)
     mark = secrets.token_hex(4)
     new, old = path.with_name(f".{path.name}.{mark}.tmp"), path.with_name(f".{path.name}.{mark}.old")
-    if path.is_dir() and any(path.iterdir()) and not (path / "model_index.json").is_file():
-        raise CheckpointError(f"{path} is a folder with other things in it; give a new one")
-    if stale := [file for file, replaced in weights_in(path).items() if not replaced]:
-        raise CheckpointError(
-            f"{stale[0]} would stay beside the new weights, though it is of the old model; "
-            "remove it, or give a new folder"
-        )
     try:
         new.mkdir()
         yield new
@@ -215,6 +209,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             old.rename(path)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises CheckpointError for a folder that no model may take the place of; see `replacing_folder`."""
+    if path.is_dir() and any(path.iterdir()) and not (path / "model_index.json").is_file():
+        raise CheckpointError(f"{path} is a folder with other things in it; give a new one")
+    if stale := [file for file, replaced in weights_in(path).items() if not replaced]:
+        raise CheckpointError(
+            f"{stale[0]} would stay beside the new weights, though it is of the old model; "
+            "remove it, or give a new folder"
+        )
 
 
 def keep_others(old: Path, new: Path) -> None:

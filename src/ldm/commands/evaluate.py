@@ -97,16 +97,19 @@ def judged(pipe: "Pipeline", options: argparse.Namespace, source: str | Path | N
     """Print the table of a pipeline, row by row, and write it where that is asked for."""
     from ldm.evaluation.shapes.scoring import ASPECTS, check_judged, score
 
+    check_place(options.json)
     check_judged(pipe)
     told = {"steps": options.steps, "guidance": options.guidance}
-    table = {}
-    print(f"{'percent right':14}" + "".join(f"{aspect:>9}" for aspect in ASPECTS))
-    for name in options.sets:
-        table[name] = score(pipe, name, options.number, options.seed, **told)
-        print(f"{name:14}" + "".join(f"{value:9.1f}" for value in table[name].values()), flush=True)
+    table: dict[str, dict[str, float]] = {}
     model = "bundled" if source is None else str(source)
     figures = {"prompts": options.number, "seed": options.seed, "model": model, **told, "percent": table}
-    write(options.json, figures)
+    for name in options.sets:
+        found = score(pipe, name, options.number, options.seed, **told)
+        if not table:
+            print(f"{'percent right':14}" + "".join(f"{aspect:>9}" for aspect in ASPECTS))
+        print(f"{name:14}" + "".join(f"{value:9.1f}" for value in found.values()), flush=True)
+        table[name] = found
+        write(options.json, figures)  # of the sets so far
 
 
 def frechet(options: argparse.Namespace) -> None:
@@ -128,15 +131,16 @@ def kernel(options: argparse.Namespace) -> None:
     """Print the kernel distance of two sets."""
     from ldm.evaluation import distances
 
-    a, b, told = pair(options)
     draws = {"subsets": options.subsets, "size": options.size, "seed": options.seed}
+    distances.check_draws(**draws)
+    a, b, told = pair(options, least=options.size)
     found = distances.kernel_distance(a, b, **draws)
     print(f"kernel {found.mean:.6g} ± {found.std:.2g}")
     write(options.json, {"measure": "kernel", "distance": found.mean, "std": found.std, **draws, **told})
 
 
-def pair(options: argparse.Namespace) -> tuple["Tensor", "Tensor", dict[str, Any]]:
-    """The features of A and B, and what is to be written of them."""
+def pair(options: argparse.Namespace, least: int = 1) -> tuple["Tensor", "Tensor", dict[str, Any]]:
+    """The features of A and B, and what is to be written of them. least: of each there must be so many."""
     from ldm.evaluation.extractors import extractor
     from ldm.evaluation.features import from_file, from_folder
 
@@ -147,6 +151,9 @@ def pair(options: argparse.Namespace) -> tuple["Tensor", "Tensor", dict[str, Any
     name = (options.features or "pixels") if folders else None
     extract = extractor(name, options.device) if name else None
     sets = []
+    for path in (options.a, options.b):  # before any is looked at, which may take long
+        if (count := counted(path)) < least:
+            raise InputError(f"{path} has {count} of {least}, as --size asks for; give more, or lower it")
     for path in (options.a, options.b):
         if path.is_dir() and extract is not None:
             sets.append(from_folder(path, extract, batch=options.batch))
@@ -155,6 +162,13 @@ def pair(options: argparse.Namespace) -> tuple["Tensor", "Tensor", dict[str, Any
     a, b = sets
     told = {"features": name, "a": str(options.a), "b": str(options.b), "rows": [len(a), len(b)]}
     return a, b, told
+
+
+def counted(path: Path) -> int:
+    """How many pictures a folder has, or features a file. Raises InputError for what is neither."""
+    from ldm.evaluation.features import from_file, pictures
+
+    return len(pictures(path) if path.is_dir() else from_file(path))
 
 
 def check_place(path: Path | None) -> None:

@@ -79,7 +79,11 @@ def drawings(
     if len(lines) * times > MOST_FILES:
         raise InputError(f"{len(lines)} prompts are more than {MOST_FILES // times}; split the file")
     refuse_odd(pipe.family, (), given, latents=None, callback=None)
-    marks = {"model": mark(pipe)} | ({"pictures": seen(given)} if given.image is not None else {})
+    marks = (
+        pipe.additions()
+        | {"model": mark(pipe)}
+        | ({"pictures": seen(given)} if given.image is not None else {})
+    )
     first = whole("--seed", options.seed, 2**63 - len(lines) * times, 0, least=0)
     found: list[Drawing] = []
     places: dict[str, str] = {}

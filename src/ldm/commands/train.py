@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ KINDS = {
     "lora": "low-rank changes of a model, for any program that loads LoRAs",
     "inversion": "the embedding of a new word",
 }
+log = logging.getLogger("ldm")
 WORDS = """
 a config is TOML, such as
 
@@ -50,13 +52,14 @@ def run(options: argparse.Namespace) -> None:
     """Train what was asked for; the first of several processes prints what was written."""
     from ldm.ranks import joined
     from ldm.training.config import read
-    from ldm.training.settings import check
+    from ldm.training.settings import at_home, check
 
     kind, begin = kind_of(options.kind)
     settings = read(kind, options.config, options.words)
     if options.show:
         print(shown(settings))
         return
+    settings = at_home(settings)
     check(settings)
     check_resumed(Path(settings.out), options.resume)
     with joined(settings.device) as ranks:
@@ -80,11 +83,14 @@ def kind_of(name: str) -> tuple[type[Any], Callable[..., Any]]:
 
 
 def check_resumed(out: Path, resume: bool) -> None:
-    """Raises InputError for a folder with a run that was not meant to go on."""
+    """Raises InputError for a folder with a run that was not meant to go on; warns of one without any."""
     from ldm.training.places import listed
 
-    if not resume and out.is_dir() and (found := listed(out)):
+    found = listed(out) if out.is_dir() else []
+    if found and not resume:
         raise InputError(f"{out} has a run, {found[0].name}; add --resume to go on, or give another out")
+    if resume and not found:
+        log.warning("%s has no checkpoint to go on from; the run begins with its first step", out)
 
 
 def shown(settings: Any) -> str:

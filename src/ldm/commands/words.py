@@ -60,13 +60,16 @@ def opened(options: argparse.Namespace, device: str | torch.device) -> ldm.Pipel
 def put_on(pipe: ldm.Pipeline, loras: list[tuple[str, float]]) -> None:
     """Put LoRAs on a model."""
     for i, (file, weight) in enumerate(loras):
-        pipe.load_lora(file, weight, name=str(i))
+        again = Path(file).stem in pipe.adapters.changes
+        pipe.load_lora(file, weight, name=f"{Path(file).stem} {i + 1}" if again else None)
 
 
 def pictures(options: argparse.Namespace) -> dict[str, Any]:
     """The pictures to start from, as keywords of a pipeline. Raises InputError."""
     if options.mask and not options.image:
         raise InputError("--mask needs --image, the picture to repaint")
+    if options.strength is not None and not options.image:
+        raise InputError("--strength needs --image, the picture to start from")
     return {
         "image": picture("--image", options.image),
         "mask_image": picture("--mask", options.mask),

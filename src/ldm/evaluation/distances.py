@@ -86,9 +86,8 @@ def kernel_distance(
     seed     of the draws, 0 to 2^63 - 1
     Raises InputError as `frechet` does, and for fewer rows than `size`.
     """
-    subsets = whole("subsets", subsets, MOST_SUBSETS)
-    size = whole("size", size, MOST_ROWS, least=2)
-    rng = np.random.default_rng(whole("seed", seed, MOST_SEED, least=0))
+    check_draws(subsets, size, seed)
+    rng = np.random.default_rng(seed)
     x, y = pair(a, b, least=2)
     for name, rows in (("a", x), ("b", y)):
         if len(rows) < size:
@@ -98,6 +97,13 @@ def kernel_distance(
         for _ in range(subsets)
     ]
     return KernelDistance(float(np.mean(found)), float(np.std(found)))
+
+
+def check_draws(subsets: int, size: int, seed: int) -> None:
+    """Raises InputError for subsets that nobody can draw."""
+    whole("subsets", subsets, MOST_SUBSETS)
+    whole("size", size, MOST_ROWS, least=2)
+    whole("seed", seed, MOST_SEED, least=0)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from ldm.training.config import plain
 from ldm.training.loop import METRICS
 from ldm.training.settings import Settings
 
+CARD = "card.md"
 SCORES = (
     "scores.json"  # in the run's folder: name -> number, or names of its own; as `ldm eval --json` writes
 )
@@ -32,9 +33,9 @@ def write_card(settings: Settings, model: Model, images: int = 0) -> Path:
     text = "\n".join(
         lines(settings, model, read_lines(folder / METRICS), read_scores(folder / SCORES), images)
     )
-    with replacing(folder / "card.md") as file:
+    with replacing(folder / CARD) as file:
         file.write(f"{text}\n".encode())
-    return folder / "card.md"
+    return folder / CARD
 
 
 def lines(

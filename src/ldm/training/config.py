@@ -8,7 +8,7 @@ A word wins over the file, the file over the default. Keys are the dataclass' fi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ldm.checks import nearest, shown
@@ -68,6 +68,19 @@ def put(table: dict[str, Any], key: str, value: Any) -> None:
     table[last] = value
 
 
+def checked(config: T) -> T:
+    """A config that was made in Python, with a list where a tuple is meant and a text for a path.
+
+    Raises InputError for a field of another type.
+    """
+    return made(type(config), inside(config), type(config).__name__)
+
+
+def inside(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass."""
+    return {field.name: getattr(config, field.name) for field in fields(config)}
+
+
 def made(kind: type[T], table: Mapping[str, Any], place: str, path: str = "") -> T:
     """A dataclass of the values in a table."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
@@ -81,14 +94,18 @@ def made(kind: type[T], table: Mapping[str, Any], place: str, path: str = "") ->
 def fitted(wanted: Any, value: Any, place: str, key: str) -> Any:
     """A value of the type that a field has: a whole number is a number too, a list is a tuple."""
     if is_dataclass(wanted) and isinstance(wanted, type):
+        if isinstance(value, wanted):
+            value = inside(value)
         if isinstance(value, dict):
             return made(wanted, value, place, f"{key}.")
     elif get_origin(wanted) is tuple:
         item, *_ = get_args(wanted)
-        if isinstance(value, list):
+        if isinstance(value, (list, tuple)):
             return tuple(fitted(item, one, place, f"{key}[{i}]") for i, one in enumerate(value))
     elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
+    elif wanted is str and isinstance(value, PurePath):
+        return str(value)
     elif type(value) is wanted:
         return value
     name = "a table" if is_dataclass(wanted) else KINDS.get(get_origin(wanted) or wanted, "something else")
@@ -97,8 +114,4 @@ def fitted(wanted: Any, value: Any, place: str, key: str) -> Any:
 
 def plain(config: Any) -> dict[str, Any]:
     """A config as plain data, by the same keys, for a checkpoint and for `changes.differing`."""
-    return {
-        field.name: plain(value) if is_dataclass(value) else value
-        for field in fields(config)
-        for value in [getattr(config, field.name)]
-    }
+    return {name: plain(value) if is_dataclass(value) else value for name, value in inside(config).items()}

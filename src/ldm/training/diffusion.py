@@ -23,6 +23,7 @@ from ldm.model import Model
 from ldm.prompts import encode_weighted
 from ldm.rows import hears_classes, some
 from ldm.schedulers import EPS, X0, V
+from ldm.schedulers.spacing import trailing
 from ldm.training.cache import Texts, posterior, sample
 from ldm.training.data import Batch
 from ldm.training.draws import dropped, logit_normal, of_rows, offset, times
@@ -70,9 +71,9 @@ class Diffusion(nn.Module):
         settings, family, device = self.settings, self.model.family, self.model.device
         moments = self.moments(batch)
         shape = moments.shape[1] // 2, *moments.shape[2:]
-        u, (at, eps, shift) = of_rows(settings.seed, rows, 2, shape, shape, shape[:1])
+        u, (eps_z, eps, shift) = of_rows(settings.seed, rows, 2, shape, shape, shape[:1])
         eps = offset(eps, shift, settings.offset) if settings.offset else eps
-        x0, eps = sample(moments, at.to(device)), eps.to(device, non_blocking=True)
+        x0, eps = sample(moments, eps_z.to(device)), eps.to(device, non_blocking=True)
         t = times(self.law(u[:, 0], rows) ** settings.power, family.schedule)
         with self.autocast():
             context, vector = self.heard(batch, dropped(u[:, 1], settings.drop))
@@ -188,11 +189,13 @@ def check_trainable(family: Family) -> None:
 
 
 def changed(family: Family, settings: DiffusionSettings) -> Family:
-    """The family as it is after training with other targets or another schedule. Raises InputError."""
+    """The family as it is after training with other targets, schedule or size. Raises InputError."""
     if settings.prediction:
         family = replace(family, prediction=PREDICTIONS[settings.prediction])
-    if settings.zero_snr:
-        family = replace(family, schedule=replace(family.schedule, zero_snr=True))
+    if settings.zero_snr:  # sampling must begin where there is no signal (Lin et al. 2024, sec. 3.3)
+        family = replace(family, schedule=replace(family.schedule, zero_snr=True), spacing=trailing)
+    if settings.data.size:
+        family = replace(family, size=settings.data.size)
     if family.schedule.zero_snr and family.prediction is EPS:
         raise InputError("eps says nothing of x0 where there is no signal; give prediction=v with zero_snr")
     return family

@@ -19,6 +19,9 @@ from ldm.clip.embedding import ADDED, TokenEmbedding
 from ldm.errors import InputError
 from ldm.inversions import add_token, added_tokens, remove_token
 from ldm.model import Model
+from ldm.training.data import Batch
+from ldm.training.folders import Prompt, entries
+from ldm.training.settings import InversionSettings
 
 
 class TextualInversion:
@@ -89,6 +92,33 @@ class TextualInversion:
         for weight in self.frozen:
             weight.requires_grad_(True)
         self.frozen = []
+
+
+def check_said(settings: InversionSettings) -> None:
+    """Raises InputError for a template without a place for the word, and captions of a folder without it."""
+    if settings.template.count("{}") != 1:
+        raise InputError(f"template {shown(settings.template)} must have one {{}}, where the word comes")
+    if not settings.data.path.endswith(".tar"):
+        for entry in entries(settings.data.path):
+            prompt_with(settings, entry.prompt, entry.name)
+
+
+def saying(settings: InversionSettings, batch: Batch) -> Batch:
+    """A batch whose prompts have the word. Raises InputError for captions that have it not."""
+    told = [prompt_with(settings, *each) for each in zip(batch.prompts, batch.names, strict=True)]
+    return batch._replace(prompts=told)
+
+
+def prompt_with(settings: InversionSettings, prompt: Prompt, name: str) -> Prompt:
+    """What an image is told of the word. Raises InputError."""
+    if prompt is None:
+        return settings.template.replace("{}", settings.token)
+    if settings.token not in str(prompt):
+        raise InputError(
+            f"the caption of {name}, {shown(prompt)}, lacks {shown(settings.token)}, of which nothing would "
+            "be learned; put it in, or leave all captions away"
+        )
+    return prompt
 
 
 def weights(model: Model) -> Iterator[nn.Parameter]:

@@ -6,7 +6,8 @@
 
 A step whose loss or gradient is not finite changes nothing; after some in a row the run stops. What a step
 sees is a function of k alone (its batch, times and noise are drawn from seeds made of k), so a run that is
-interrupted and begun again is the run that was not, bit for bit on one process.
+interrupted and begun again is the run that was not, bit for bit on one process. So is one whose loss draws
+from the global generators of torch, Python and numpy: their states are part of a checkpoint.
 """
 
 import json
@@ -24,15 +25,15 @@ from torch import Tensor, nn
 
 from ldm.checks import number
 from ldm.checks import whole as whole_number
-from ldm.errors import NumericError
+from ldm.errors import InputError, NumericError
 from ldm.ranks import Ranks
 from ldm.training.changes import check_same
 from ldm.training.checkpoints import latest, save
 from ldm.training.distributed import gathered, like, parted, unparted, whole
 from ldm.training.ema import Average, trained
-from ldm.training.places import listed, ready, writing
+from ldm.training.places import held, listed, ready, writing
 from ldm.training.rates import Rate, constant
-from ldm.training.states import flatten_optimiser, restore_optimiser
+from ldm.training.states import flatten_optimiser, random_states, restore_optimiser, set_random_states
 
 Loss = Callable[[int, int], Tensor]  # (step, part) -> the mean loss of a part of a step's batch
 Watch = Callable[[int, Mapping[str, float]], Any]  # told (steps done, what is logged of the last one)
@@ -99,7 +100,8 @@ class Run:
                 "lower the rate, or train in float32"
             )
         seconds = time.perf_counter() - begun
-        told = {"loss": value, "norm": norm, "rate": factor, "seconds": seconds, "bad": float(self.bad)}
+        rate = self.optimiser.param_groups[0]["lr"]
+        told = {"loss": value, "norm": norm, "rate": rate, "seconds": seconds, "bad": float(self.bad)}
         return told | ({"images_per_second": self.rows / seconds} if self.rows else {})
 
     def gradient(self) -> tuple[float, float]:
@@ -124,9 +126,10 @@ class Run:
         if self.average is not None:
             groups["ema"] = gathered(self.average.state(), self.ranks)
         if self.ranks.first:
-            tensors, facts = flatten_optimiser(state)
-            told = {"config": dict(self.config), "optimiser": facts, "bad": self.bad}
-            save(self.folder, self.done, groups | {"optimiser": tensors}, told, self.plan.keep)
+            groups["optimiser"], facts = flatten_optimiser(state)
+            groups["random"], states = random_states()
+            told = {"config": dict(self.config), "optimiser": facts, "random": states, "bad": self.bad}
+            save(self.folder, self.done, groups, told, self.plan.keep)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint in the folder, if there is one."""
@@ -146,6 +149,8 @@ class Run:
         if self.average is not None:
             own = self.average.state()
             self.average.load({name: like(own[name], x) for name, x in found.tensors["ema"].items()})
+        if self.ranks.first:
+            set_random_states(found.tensors["random"], found.facts["random"])
         self.done, self.bad = found.step, found.facts["bad"]
 
 
@@ -156,11 +161,17 @@ def train(run: Run, *, watch: Watch | None = None, progress: bool = True) -> int
     Raises InputError; NumericError, naming the steps, after `plan.most_bad` bad ones in a row, and for what
     is not finite in a checkpoint: the one before stays.
     """
+    check(run.plan)
+    with held(ready(run.folder)) if run.ranks.first else nullcontext():
+        run.resume()
+        return steps(run, watch, progress)
+
+
+def steps(run: Run, watch: Watch | None, progress: bool) -> int:
+    """The steps that are left."""
     plan, metrics, first = run.plan, Path(run.folder) / METRICS, run.ranks.first
-    check(plan)
-    run.resume()
     if first:
-        with writing(ready(run.folder)):
+        with writing(run.folder):
             cut_metrics(metrics, run.done)
     with bar_of(run, progress and first) as bar:
         while run.done < plan.steps:
@@ -169,8 +180,6 @@ def train(run: Run, *, watch: Watch | None = None, progress: bool = True) -> int
             bar.set_postfix(loss=f"{told['loss']:.4g}", **shown, refresh=False)
             bar.update()
             last = run.done == plan.steps
-            if run.done % plan.save_every == 0 or last:
-                run.save()
             looks = plan.look_every and (run.done % plan.look_every == 0 or last)
             if run.look is not None and looks:
                 told |= run.look(run.done)
@@ -179,6 +188,8 @@ def train(run: Run, *, watch: Watch | None = None, progress: bool = True) -> int
                 log(metrics, run.done, told)
                 if watch is not None:
                     watch(run.done, told)
+            if run.done % plan.save_every == 0 or last:
+                run.save()  # last, so that what is told of a step is not lost: it is told again
     return run.done
 
 
@@ -217,8 +228,11 @@ def cut_metrics(path: Path, step: int) -> None:
     """Take out lines of steps that will be taken again."""
     if not path.is_file():
         return
-    lines = path.read_text("utf-8").splitlines()
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    try:
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]  # whole ones
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not what training wrote: {error!r}; move it away") from error
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept), "utf-8")
     os.replace(temporary, path)

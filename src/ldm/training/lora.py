@@ -26,12 +26,12 @@ MOST_RANK = 4096
 class LowRank(nn.Module):
     """W0 -> W0 + scale up down, in the shape of W0."""
 
-    def __init__(self, weight: Tensor, rank: int, alpha: float, normal: Callable[[Tensor], Tensor]):
+    def __init__(self, weight: Tensor, rank: int, scale: float, normal: Callable[[Tensor], Tensor]):
         super().__init__()
         inputs = weight[0].numel()
         self.down = nn.Parameter(normal(torch.empty(rank, inputs, device=weight.device)) / inputs**0.5)
         self.up = nn.Parameter(torch.zeros(len(weight), rank, device=weight.device))
-        self.scale = alpha / rank
+        self.scale = scale
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + (self.scale * self.up @ self.down).reshape(weight.shape).to(weight.dtype)
@@ -82,7 +82,8 @@ class LoRA:
         self.places: list[Place] = []
         for name, path, module in matching(model, targets, networks):
             weight = module.weight
-            change = LowRank(weight, min(rank, len(weight), weight[0].numel()), alpha, normal)
+            most = min(rank, len(weight), weight[0].numel())  # a matrix has no higher one
+            change = LowRank(weight, most, alpha / rank, normal)
             parametrize.register_parametrization(module, "weight", change)
             module.parametrizations.weight.original.requires_grad_(False)
             self.places.append(Place(name, f"{path}.weight", module, change))
@@ -119,6 +120,8 @@ def matching(model: Model, targets: str, networks: Sequence[str]) -> list[tuple[
         if name not in known or name == "vae":
             there = ", ".join(other for other in known if other != "vae")
             raise InputError(f"networks has {name!r}, but {model.family.name} has {there}")
+        if list(networks).count(name) > 1:
+            raise InputError(f"networks has {name!r} twice; take one out")
     try:
         pattern = re.compile(targets)
     except (re.error, TypeError) as error:

@@ -9,6 +9,7 @@ Folders are only ever renamed, so each is under one of these names whole.
 
 import errno
 import logging
+import os
 import re
 import secrets
 import shutil
@@ -99,6 +100,32 @@ def ready(folder: str | Path) -> Path:
         make(path)
         tempfile.TemporaryFile(dir=path).close()
     return path
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within the block this process alone trains there; the system lets go when it ends, however it ends.
+
+    Raises InputError where another one does. Systems without flock know of no such thing.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder} is where another run is training now; wait for it, or give another folder"
+            ) from error
+        except OSError as error:  # some network's file systems
+            log.debug("%s cannot be locked: %s", folder, error)
+        yield
+    finally:
+        os.close(handle)
 
 
 def make(folder: Path) -> None:

@@ -1,6 +1,9 @@
 """What `ldm train` does: a diffusion model, a LoRA of one, a new word, or an autoencoder, from settings."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -14,15 +17,18 @@ from ldm.training.autoencoder import check as check_vae
 from ldm.training.autoencoding import Perceptual
 from ldm.training.cache import Texts
 from ldm.training.card import write_card
+from ldm.training.data import Batch, as_it_is
 from ldm.training.diffusion import Diffusion, changed, check_drawn, check_trainable
-from ldm.training.inversion import TextualInversion
+from ldm.training.inversion import TextualInversion, check_said, saying
 from ldm.training.loop import Look, Watch
 from ldm.training.lora import LoRA
 from ldm.training.reconstruction import measured_scale, psnr, reconstructed, reconstruction_sheet, set_scale
-from ldm.training.session import adamw, batches, begun, family_of, followed, opened, written
-from ldm.training.settings import DiffusionSettings, InversionSettings, LoraSettings
+from ldm.training.rows import rows_of, some_rows
+from ldm.training.session import adamw, begun, family_of, followed, opened, written
+from ldm.training.settings import DTYPES, DiffusionSettings, InversionSettings, LoraSettings, at_home
 from ldm.training.sheets import by_time, draw, place, prompts_of, sheet_path
 
+log = logging.getLogger("ldm")
 End = Callable[[], Sequence[Path]]  # writes what a run was for
 
 
@@ -36,6 +42,7 @@ def train_diffusion(
     A run whose folder has checkpoints goes on from the newest. Raises InputError, CheckpointError, and
     NumericError after too many steps without a finite gradient.
     """
+    settings = at_home(settings)
     if not settings.networks:
         raise InputError("networks is empty, so nothing would be trained; give unet")
     pipe = prepared(settings, ranks)
@@ -44,6 +51,9 @@ def train_diffusion(
         if name not in known:
             raise InputError(f"networks has {name!r}; {nearest(name, known)}")
         known[name].requires_grad_(True)
+    random = pipe.named_networks() if family_of(settings) else settings.fresh
+    if stay := [name for name in random if name not in settings.networks]:
+        log.warning("%s: random weights that nothing trains; is that meant?", ", ".join(stay))
     return go(settings, pipe, ranks, lambda: [written(pipe, settings, ranks)], watch, progress)
 
 
@@ -51,7 +61,8 @@ def train_lora(
     settings: LoraSettings, ranks: Ranks = Ranks(), watch: Watch | None = None, progress: bool = True
 ) -> list[Path]:
     """Train low-rank changes of a model and write them in the names of PEFT and of kohya; as above."""
-    refuse_parts(settings)
+    settings = at_home(settings)
+    refuse_whole(settings)
     pipe = prepared(settings, ranks)
     lora = LoRA(
         pipe, settings.rank, settings.alpha or None, targets=settings.targets, networks=settings.networks
@@ -60,7 +71,7 @@ def train_lora(
     def end() -> list[Path]:
         paths = {naming: Path(settings.out) / f"lora-{naming}.safetensors" for naming in ("peft", "kohya")}
         for naming, path in paths.items() if ranks.first else ():
-            lora.save(path, naming)
+            lora.save(path, naming, DTYPES[settings.saved])
         return list(paths.values())
 
     return go(settings, pipe, ranks, end, watch, progress)
@@ -70,17 +81,19 @@ def train_inversion(
     settings: InversionSettings, ranks: Ranks = Ranks(), watch: Watch | None = None, progress: bool = True
 ) -> list[Path]:
     """Train the embedding of a new word and write it in the form of diffusers; as above."""
-    refuse_parts(settings)
+    settings = at_home(settings)
+    refuse_whole(settings)
+    check_said(settings)
     pipe = prepared(settings, ranks)
     word = TextualInversion(pipe, settings.token, settings.init or None, settings.vectors)
     path = Path(settings.out) / "word.safetensors"
 
     def end() -> list[Path]:
         if ranks.first:
-            word.save(path)
+            word.save(path, dtype=DTYPES[settings.saved])
         return [path]
 
-    return go(settings, pipe, ranks, end, watch, progress)
+    return go(settings, pipe, ranks, end, watch, progress, partial(saying, settings))
 
 
 def train_vae(
@@ -91,12 +104,13 @@ def train_vae(
 
     perceptual  a net of the caller's, instead of that of the settings: two of [b 3 H W] in [-1, 1] -> [b]
     """
+    settings = at_home(settings)
     check_vae(settings)
     pipe = opened(settings, ranks)
     autoencoding = Autoencoding(pipe.vae, settings, ranks, perceptual)
-    begin, sheet = batches(settings, pipe, ranks, latents=False), settings.sheet
+    rows, sheet = rows_of(settings, pipe, ranks, latents=False), settings.sheet
     run = begun(
-        autoencoding, pipe, begin, settings, ranks,
+        autoencoding, pipe, rows, settings, ranks,
         make=lambda: adamw(autoencoding.groups(settings.rate), settings),
     )  # fmt: skip
     run.parts = autoencoding.told
@@ -111,20 +125,25 @@ def train_vae(
 
     followed(run, settings, look if sheet.every else None, watch, progress)
     if settings.scale_images and settings.train == "both":
-        images = (batch.images for batch in batches(settings, pipe, size=8, latents=False)(0))
+        images = (batch.images for batch in some_rows(settings, pipe, 8, latents=False))
         set_scale(pipe, measured_scale(pipe.vae, images, settings.scale_images, settings.seed))
     paths = [written(pipe, settings, ranks)]
-    return [*paths, write_card(settings, pipe)] if ranks.first else paths
+    return [*paths, write_card(settings, pipe, rows.images)] if ranks.first else paths
 
 
 def pictures(settings: VaeSettings, pipe: Pipeline, count: int) -> Tensor:
     """The images of a sheet."""
-    begin = batches(settings, pipe, size=count, path=settings.sheet.data, latents=False)
-    return next(begin(0)).images
+    return next(some_rows(settings, pipe, count, settings.sheet.data, latents=False)).images
 
 
-def refuse_parts(settings: DiffusionSettings) -> None:
-    """Raises InputError for fsdp, which cuts whole networks."""
+def refuse_whole(settings: DiffusionSettings) -> None:
+    """Raises InputError for fsdp, which cuts whole networks, and for a model that knows nothing yet."""
+    if family_of(settings) or settings.fresh:
+        which = ", ".join(settings.fresh) or f"model {settings.model}"
+        raise InputError(
+            f"{which} would have random weights, which what is trained here would be of no use without; give "
+            "a model that is trained"
+        )
     if settings.spread == "fsdp":
         raise InputError(
             "spread=fsdp is for training whole networks; give spread=ddp, little is trained here"
@@ -143,35 +162,45 @@ def prepared(settings: DiffusionSettings, ranks: Ranks) -> Pipeline:
 
 
 def go(
-    settings: DiffusionSettings, pipe: Pipeline, ranks: Ranks, end: End, watch: Watch | None, progress: bool
-) -> list[Path]:
-    """Train those parameters of a model that require gradients, and write what the run was for."""
+    settings: DiffusionSettings, pipe: Pipeline, ranks: Ranks, end: End, watch: Watch | None, progress: bool,
+    said: Callable[[Batch], Batch] = as_it_is,
+) -> list[Path]:  # fmt: skip
+    """Train those parameters of a model that require gradients, and write what the run was for.
+
+    said  a batch with the prompts that it is to be told
+    """
     joint = any(p.requires_grad for each in pipe.text_encoders for p in each.parameters())
     remembers = settings.data.cache and pipe.tokenizers and not joint
     cache = Path(settings.data.cache) / "texts"
     texts = Texts(pipe, cache, settings.chunks) if remembers else None
     diffusion = Diffusion(pipe, settings, texts)
-    run = begun(diffusion, pipe, batches(settings, pipe, ranks), settings, ranks)
-    followed(run, settings, looking(settings, pipe, diffusion, ranks), watch, progress)
+    rows = rows_of(settings, pipe, ranks)
+    rows = replace(rows, batches=lambda first, plain=rows.batches: map(said, plain(first)))
+    run = begun(diffusion, pipe, rows, settings, ranks)
+    followed(run, settings, looking(settings, pipe, diffusion, ranks, said), watch, progress)
     paths = list(end())
     if ranks.first:
-        paths.append(write_card(settings, pipe))
+        paths.append(write_card(settings, pipe, rows.images))
     return paths
 
 
-def looking(settings: DiffusionSettings, pipe: Pipeline, diffusion: Diffusion, ranks: Ranks) -> Look | None:
+def looking(
+    settings: DiffusionSettings, pipe: Pipeline, diffusion: Diffusion, ranks: Ranks,
+    said: Callable[[Batch], Batch],
+) -> Look | None:  # fmt: skip
     """Pictures of the sheet's prompts, and the loss by time; the first rank writes."""
     sheet = settings.sheet
     if not sheet.every:
         return None
     prompts = prompts_of(pipe.family, sheet)
-    shown = next(batches(settings, pipe, size=sheet.images, path=sheet.data)(0)) if sheet.images else None
+    shown = said(next(some_rows(settings, pipe, sheet.images, sheet.data))) if sheet.images else None
+    most = max(1, settings.batch // settings.accumulate // ranks.size)  # at once, as in a step
 
     def look(step: int) -> Mapping[str, float]:
         if prompts:
-            drawn = draw(pipe, sheet, prompts)
+            drawn = draw(pipe, sheet, prompts, most)
             if ranks.first:
                 place(sheet_path(settings, step), drawn)
-        return by_time(diffusion, shown) if shown is not None else {}
+        return by_time(diffusion, shown, most) if shown is not None else {}
 
     return look

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import ldm
+from ldm.checkpoint.save import check_replaceable
 from ldm.checkpoint.written import write as configs_of
 from ldm.clip import TextEncoder
 from ldm.errors import CheckpointError, InputError
@@ -23,30 +24,45 @@ from ldm.family import Family
 from ldm.model import Origin
 from ldm.pipeline import Pipeline
 from ldm.ranks import Ranks
-from ldm.training.cache import Latents
+from ldm.training.card import CARD, SCORES, read_scores
 from ldm.training.config import plain
-from ldm.training.data import Batch, Batches
 from ldm.training.distributed import gathered, part_again, spread, unsynced
 from ldm.training.ema import Average, trained
-from ldm.training.framing import Source
 from ldm.training.fresh import begin_anew, from_nothing, like
-from ldm.training.images import Images
-from ldm.training.loop import Look, Loss, Plan, Run, Watch, train
+from ldm.training.loop import Look, Plan, Run, Watch, train
 from ldm.training.places import ready
 from ldm.training.rates import rate
 from ldm.training.recompute import blocks_in, recomputed
+from ldm.training.rows import Rows, loss_of
 from ldm.training.settings import DTYPES, Settings, check, free
-from ldm.training.shards import Shards
 
-Begin = Callable[[int], Iterator[Batch]]  # the number of the first batch -> it and all after it
+LEFT = ("lora-peft.safetensors", "lora-kohya.safetensors", "word.safetensors")  # files at the end
 
 
 def opened(settings: Settings, ranks: Ranks) -> Pipeline:
     """The model that a run begins with, if its settings make sense and its folder can be written."""
     check(settings)
+    check_divides(settings, ranks)
     if ranks.first:
         ready(settings.out)
-    return model_of(settings, ranks)
+        read_scores(Path(settings.out) / SCORES)
+    pipe = model_of(settings, ranks)
+    path, layout = target(settings, pipe.family)
+    if layout == "diffusers":
+        check_replaceable(path)
+    for name in (CARD, *LEFT):
+        if (path := Path(settings.out) / name).is_dir():
+            raise InputError(f"{path} is a folder, where a file will be written; move it away")
+    return pipe
+
+
+def check_divides(settings: Settings, ranks: Ranks) -> None:
+    """Raises InputError where ranks would have unlike parts of a batch."""
+    if settings.batch % (settings.accumulate * ranks.size):
+        raise InputError(
+            f"batch {settings.batch} cannot be shared equally by {ranks.size} processes in accumulate "
+            f"{settings.accumulate} parts; give a multiple of {settings.accumulate * ranks.size}"
+        )
 
 
 def model_of(settings: Settings, ranks: Ranks) -> Pipeline:
@@ -57,7 +73,8 @@ def model_of(settings: Settings, ranks: Ranks) -> Pipeline:
         pipe = ldm.load(settings.model or None, family=settings.family or None, copy=True)
     begin_anew(pipe, settings.fresh, settings.seed)
     pipe.origin = Origin()  # what a file said of weights that will be others
-    return pipe.to(ranks.device)
+    # fsdp brings each block to its device in parts: the whole may not fit there
+    return pipe if settings.spread == "fsdp" else pipe.to(ranks.device)
 
 
 def family_of(settings: Settings) -> Family | None:
@@ -65,63 +82,10 @@ def family_of(settings: Settings) -> Family | None:
     return None if Path(settings.model).exists() else FAMILIES.get(settings.model)
 
 
-def batches(
-    settings: Settings, pipe: Pipeline, ranks: Ranks = Ranks(), size: int = 0, path: str = "",
-    latents: bool = True,
-) -> Begin:  # fmt: skip
-    """Batches of a run's data, this rank's rows of them.
-
-    size     of a batch; 0: of a part of the run's
-    path     of other data
-    latents  whether they may be of remembered moments
-    Raises InputError.
-    """
-    data, path = settings.data, path or settings.data.path
-    size = size or settings.batch // settings.accumulate
-    side = data.size or pipe.family.size
-    if side % pipe.family.unit:
-        raise InputError(
-            f"data.size {side} is not a multiple of {pipe.family.unit}, as {pipe.family.name} needs"
-        )
-    same: dict[str, Any] = {"size": side, "crop": data.crop, "flip": data.flip, "seed": settings.seed}
-    remembers = latents and data.cache
-    made = Latents(pipe, Path(data.cache) / "latents") if remembers else Source.item
-    if path.endswith(".tar"):
-        if data.buckets:
-            raise InputError("data.buckets are for folders of images; give 0 for shards")
-        shards = Shards(path, rank=ranks.rank, world=ranks.size, most_bad=data.most_bad, **same)
-        return lambda start: shards.batches(size, start, made)
-    images = Images(path, buckets=data.buckets or None, most_bad=data.most_bad, **same)
-    workers = 0 if remembers else data.workers
-    return lambda start: iter(Batches(images, size, ranks.rank, ranks.size, start, workers, made))
-
-
-def loss_of(module: nn.Module, begin: Begin, settings: Settings, ranks: Ranks) -> Loss:
-    """The mean loss of a part of a step's batch, on this rank.
-
-    module  (batch, numbers of its rows in the run) -> the loss of each [b]
-    """
-    size, streams, kept = settings.batch // settings.accumulate, list[Iterator[Batch]](), dict[int, Batch]()
-
-    def batch(k: int) -> Batch:
-        if settings.overfit:
-            kept[k] = kept[k] if k in kept else next(begin(k))
-            return kept[k]
-        if not streams:
-            streams.append(begin(k))
-        return next(streams[0])
-
-    def loss(step: int, part: int) -> Tensor:
-        k = part if settings.overfit else step * settings.accumulate + part
-        return module(batch(k), range(k * size + ranks.rank, (k + 1) * size, ranks.size)).mean()
-
-    return loss
-
-
 def begun(
     objective: nn.Module,
     pipe: Pipeline,
-    begin: Begin,
+    rows: Rows,
     settings: Settings,
     ranks: Ranks,
     make: Callable[[], torch.optim.Optimizer] | None = None,
@@ -138,16 +102,23 @@ def begun(
         recomputed(network)
     units = {network: blocks_in(network) for network in networks}
     module = spread(objective, ranks, settings.spread, units)
+    if settings.spread == "fsdp":
+        for network in pipe.networks():
+            if network not in networks:
+                network.to(ranks.device)
     plan = Plan(
         settings.steps, rate(settings.schedule, settings.steps, settings.warmup), settings.accumulate,
         settings.clip, settings.save_every, settings.log_every, settings.sheet.every, settings.most_bad,
         settings.keep, tuple(free(settings)),
     )  # fmt: skip
     average = Average(objective, settings.ema) if settings.ema else None
-    loss = loss_of(module, begin, settings, ranks)
+    loss = loss_of(module, rows, settings, ranks)
     optimiser = make() if make else adamw(trained(objective).values(), settings)
+    config = plain(settings)
+    if rows.images:  # the same images are to be there when the run goes on
+        config["data"] |= {"images": rows.images, "names and captions": rows.digest}
     return Run(
-        objective, optimiser, loss, plan, Path(settings.out), plain(settings), average, ranks,
+        objective, optimiser, loss, plan, Path(settings.out), config, average, ranks,
         partial(unsynced, module), rows=settings.batch,
     )  # fmt: skip
 

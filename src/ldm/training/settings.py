@@ -1,8 +1,10 @@
 """What a run of training is told, field by field; `config.read` fills it from a TOML file and words."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -11,6 +13,7 @@ from ldm.details import MOST_GUIDANCE
 from ldm.errors import InputError
 from ldm.request import MOST_IMAGES
 from ldm.training.buckets import MOST_SIDE
+from ldm.training.config import checked
 from ldm.training.data import MOST_WORKERS
 from ldm.training.distributed import WAYS
 from ldm.training.framing import CROPS
@@ -124,6 +127,23 @@ class InversionSettings(DiffusionSettings):
     token: str = ""  # the new word
     init: str = ""  # the word whose embedding it begins with
     vectors: int = 1  # places that it takes in a prompt
+    template: str = "a photo of {}"  # what images without captions are told, with the word in place of {}
+
+
+Own = TypeVar("Own", bound=Settings)
+
+
+def at_home(settings: Own) -> Own:
+    """The settings with `~` in paths of folders as the folder that it stands for. Raises InputError."""
+    settings = checked(settings)
+    data, sheet = settings.data, settings.sheet
+    data = replace(data, path=home(data.path), cache=home(data.cache))
+    return replace(settings, out=home(settings.out), data=data, sheet=replace(sheet, data=home(sheet.data)))
+
+
+def home(path: str) -> str:
+    """A path with `~` as the folder that it stands for."""
+    return os.path.expanduser(path)
 
 
 def check(settings: Settings) -> None:
@@ -150,12 +170,17 @@ def check(settings: Settings) -> None:
     one_of("spread", settings.spread, WAYS)
     one_of("saved", settings.saved, tuple(DTYPES))
     check_data(settings.data)
+    inside, root = Path(settings.out).resolve(), Path(settings.data.path).resolve()
+    if root.is_dir() and (inside == root or root in inside.parents):
+        raise InputError(
+            f"out {settings.out} is in the folder of the data, {settings.data.path}; give another"
+        )
     check_sheet(settings.sheet)
 
 
 def check_data(data: Data) -> None:
     """Raises InputError for what is not there, naming the field; all else is found where it is read."""
-    if not data.path.endswith(".tar") and not Path(data.path).expanduser().is_dir():
+    if not data.path.endswith(".tar") and not Path(home(data.path)).is_dir():
         raise InputError(f"data.path: {data.path} is not a folder; give one with images, or tar shards")
     one_of("data.crop", data.crop, CROPS)
     number("data.flip", data.flip, 0, 1)

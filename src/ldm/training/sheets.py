@@ -17,11 +17,13 @@ from ldm.errors import InputError
 from ldm.family import Family
 from ldm.image import grid, write
 from ldm.pipeline import Pipeline
+from ldm.request import MOST_IMAGES
 from ldm.rows import Prompt, hears_classes
 from ldm.training.data import Batch
 from ldm.training.diffusion import Diffusion
 from ldm.training.losses import ByTime
 from ldm.training.places import ready
+from ldm.training.rows import in_parts
 from ldm.training.settings import Settings, Sheet
 
 BINS = 10  # parts of the schedule
@@ -40,18 +42,20 @@ def prompts_of(family: Family, sheet: Sheet) -> list[Prompt]:
     return list(sheet.prompts) if family.texts else [None] * UNHEARD
 
 
-def draw(pipe: Pipeline, sheet: Sheet, prompts: Sequence[Prompt]) -> Image.Image:
-    """A picture for each prompt, side by side."""
-    said: Any = list(prompts) if pipe.family.texts else None
-    result = pipe(
-        said,
-        seed=sheet.seed,
-        num_inference_steps=sheet.steps or None,
-        guidance_scale=sheet.guidance if sheet.guidance >= 0 else None,
-        num_images_per_prompt=1 if pipe.family.texts else len(prompts),
-        progress=False,
-    )
-    return grid(result.images)
+def draw(pipe: Pipeline, sheet: Sheet, prompts: Sequence[Prompt], most: int = MOST_IMAGES) -> Image.Image:
+    """A picture for each prompt, side by side. most: drawn at once."""
+    pictures = []
+    for at in range(0, len(prompts), most):
+        said: Any = list(prompts[at : at + most])
+        pictures += pipe(
+            said if pipe.family.texts else None,
+            seed=sheet.seed + at,
+            num_inference_steps=sheet.steps or None,
+            guidance_scale=sheet.guidance if sheet.guidance >= 0 else None,
+            num_images_per_prompt=1 if pipe.family.texts else len(said),
+            progress=False,
+        ).images
+    return grid(pictures)
 
 
 def sheet_path(settings: Settings, step: int) -> Path:
@@ -66,13 +70,20 @@ def place(path: Path, picture: Image.Image) -> None:
 
 
 @torch.no_grad()
-def by_time(diffusion: Diffusion, batch: Batch, bins: int = BINS) -> dict[str, float]:
-    """The mean loss in the middle of each part of the schedule: {"loss_t050": …, "loss_t150": …}."""
-    schedule = diffusion.model.family.schedule
-    found, rows = ByTime(schedule, bins, diffusion.model.device), range(len(batch.names))
+def by_time(
+    diffusion: Diffusion, batch: Batch, most: int = MOST_IMAGES, bins: int = BINS
+) -> dict[str, float]:
+    """The mean loss in the middle of each part of the schedule: {"loss_t050": …, "loss_t150": …}.
+
+    most  images that are looked at at once
+    """
+    schedule, count = diffusion.model.family.schedule, len(batch.names)
+    found = ByTime(schedule, bins, diffusion.model.device)
     middles = [schedule.steps * (2 * k + 1) // (2 * bins) for k in range(bins)]
-    for middle in middles:
-        t = torch.full((len(batch.names),), middle)
-        found.add(t, diffusion.at(batch, rows, t))
+    parts = [range(at, min(at + most, count)) for at in range(0, count, most)]
+    for rows, part in zip(parts, in_parts(batch, most), strict=True):
+        for middle in middles:
+            t = torch.full((len(rows),), middle)
+            found.add(t, diffusion.at(part, rows, t))
     names = [f"loss_t{middle:03}" for middle in middles]
     return dict(zip(names, found.means().tolist(), strict=True))
