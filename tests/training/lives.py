@@ -45,8 +45,9 @@ def life(folder: Path, out: Path, steps: int, tells: int, **more: Any) -> None:
 
 
 def hashed(found: Checkpoint) -> str:
-    """Of all that a step is; the folder and the end of a run are no part of it."""
-    return digest(found.tensors, {key: found.facts[key] for key in ("optimiser", "bad")})
+    """Of all that a step is: not the folder and the end of a run, nor generators that it does not use."""
+    tensors = {group: each for group, each in found.tensors.items() if group != "random"}
+    return digest(tensors, {key: found.facts[key] for key in ("optimiser", "bad")})
 
 
 def trials(folder: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def trials(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     lines, wanted = numbers(out), numbers(folder / "whole")
     steps = [line["step"] for line in lines]
     wrong += [f"the line {line} is another" for line in lines if line not in wanted]
+    wrong += [f"the line {line} is missing" for line in wanted if line not in lines]
     wrong += [] if steps == sorted(set(steps)) else ["the lines are in disorder"]
     return {"kills": kills, "midway": midway, "steps": last + MORE, "compared": len(found), "wrong": wrong,
             "others": len(set(whole.values())), "lines": len(lines),

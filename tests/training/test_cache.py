@@ -132,6 +132,8 @@ def test_a_source_s_key_follows_its_bytes_and_its_frame_alone():
     keys = [one.key, one._replace(data=png(1)).key, *(one._replace(frame=frame).key for frame in others)]
     assert len(set(keys)) == len(keys)
     assert one._replace(prompt=None, name="b.png").key == one.key
+    old = digest([one.data, repr(tuple(one.frame)).encode()])  # of pixels that were rounded otherwise
+    assert one.key != old
 
 
 def test_where_parts_of_a_key_end_matters():
@@ -142,7 +144,7 @@ def test_where_parts_of_a_key_end_matters():
 
 
 def test_latents_are_the_posterior_of_the_image(pipe, tmp_path):
-    images = Images(album(tmp_path / "album", 3), size=16, crop="random", flip=0.5)
+    images = Images(album(tmp_path / "album", 3), size=16, flip=0.5)
     latents = Latents(pipe, tmp_path / "cache")
     for index in range(3):
         item = images.item(0, index)
@@ -196,6 +198,27 @@ def test_a_size_that_the_autoencoder_does_not_take_is_refused(pipe, tmp_path):
     images = Images(album(tmp_path / "album", 1), size=15)
     with pytest.raises(InputError, match="both sides must be multiples of 2"):
         Latents(pipe, tmp_path / "cache")(images.source(0, 0))
+
+
+def test_such_a_size_is_not_told_as_damage(pipe, tmp_path, caplog):
+    images = Images(album(tmp_path / "album", 3), size=15)
+    latents = Latents(pipe, tmp_path / "cache")
+    for ask in (lambda: Batches(images, 3, made=latents)[0], lambda: fill(images, latents, progress=False)):
+        with pytest.raises(InputError, match=r"^images of 15×15 pixels: both sides must be multiples"):
+            ask()
+    assert "passed over" not in caplog.text
+
+
+def test_random_cuts_are_refused_and_leave_nothing(pipe, tmp_path):
+    """They would be other files in each epoch; mirrored or not is two."""
+    folder, cache = album(tmp_path / "album", 3), tmp_path / "cache"
+    images, latents = Images(folder, size=16, crop="random"), Latents(pipe, cache)
+    for ask in (lambda: next(iter(Batches(images, 3, made=latents))), lambda: fill(images, latents)):
+        with pytest.raises(InputError, match=r"^0\d\.png is cut at random, .* give crop center, or no"):
+            ask()
+    assert not cache.exists()
+    list(islice(Batches(Images(folder, size=16, flip=0.5), 3, made=latents), 12))
+    assert 3 < len(list(cache.rglob("*.*"))) <= 6
 
 
 # texts

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from ldm.errors import InputError
 from ldm.training import buckets
 from ldm.training.data import Batches, complete, plan
-from ldm.training.framing import Frame, Item, Source, covering, drawn
+from ldm.training.framing import DamagedError, Frame, Item, Source, covering, drawn
 from ldm.training.images import Images
 from tests.training.albums import album, picture, png, write
 
@@ -85,6 +85,44 @@ def test_what_covers_a_frame_is_of_the_image_s_shape(w, h, wide, high):
     assert found[0] >= wide and found[1] >= high and (found[0] == wide or found[1] == high)
     scale = max(wide / w, high / h)
     assert abs(found[0] - scale * w) <= 0.5 + 1e-6 and abs(found[1] - scale * h) <= 0.5 + 1e-6
+
+
+def test_only_what_is_kept_is_resized_and_it_is_the_same_picture():
+    """Two passes round each, perhaps in another order: 2 levels, where nothing is clipped between them."""
+    rng, off = np.random.default_rng(0), []
+    for _ in range(60):
+        own, size = (tuple(rng.integers(*ends, 2).tolist()) for ends in ((3, 200), (3, 80)))
+        (u, v), mirrored = rng.random(2).tolist(), bool(rng.integers(2))
+        seen = Image.fromarray(rng.integers(80, 176, (*own[::-1], 3), np.uint8))
+        file = io.BytesIO()
+        seen.save(file, "PNG")
+        item = Source(file.getvalue(), Frame(size, u, v, mirrored), None, "a").item()
+        whole = np.asarray(seen.resize(covering(own, size), Image.Resampling.LANCZOS))
+        whole = whole[:, ::-1] if mirrored else whole
+        (w, h), (high, wide, _) = size, whole.shape
+        top, left = int(v * (high - h + 1)), int(u * (wide - w + 1))
+        assert item.corner == (top, left) and item.original == own[::-1]
+        levels = ((item.image + 1) * 127.5).round().movedim(0, -1).numpy()
+        off.append(np.abs(levels - whole[top : top + h, left : left + w]))
+    assert max(map(np.max, off)) <= 2 and np.mean([each.mean() for each in off]) < 0.1
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (1, 2000)])
+def test_a_thin_picture_is_not_enlarged_as_a_whole(size, monkeypatch):
+    resize = Image.Image.resize
+
+    def few(image, size, *rest, **named):
+        assert size == (64, 64)
+        return resize(image, size, *rest, **named)
+
+    monkeypatch.setattr(Image.Image, "resize", few)
+    item = Source(png(0, size), Frame((64, 64), 0.7, 0.7), None, "a").item()
+    at = int(0.7 * (2000 * 64 - 64 + 1))
+    assert item.corner == ((0, at) if size[0] > 1 else (at, 0))
+    middle = 32 - at % 64  # of the first pixel, which is 64 wide; half of one beside it
+    line = item.image[:, 32] if size[0] > 1 else item.image[:, :, 32]
+    colour = torch.tensor(np.asarray(picture(0, size)).reshape(-1, 3)[at // 64] / 127.5 - 1)
+    assert (line[:, middle] - colour).abs().max() < 4 / 64
 
 
 def test_pictures_are_read_as_everywhere_else():
@@ -303,8 +341,56 @@ def test_too_many_damaged_images_are_an_error_that_names_the_first(broken, worke
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_folder_of_damaged_images_ends(tmp_path, workers):
     images = Images(write(tmp_path, {"a.png": b"", "b.png": b"x"}), size=16)
-    with pytest.raises(InputError, match=r"^none of the 2 images of a size can be read; \w\.png cannot"):
+    with pytest.raises(InputError, match=r"^none of the 2 images can be read; \w\.png cannot"):
         next(iter(Batches(images, 1, workers=workers)))
+
+
+def half(number: int, size: tuple[int, int]) -> bytes:
+    """The first half of a JPEG, which can be opened but not read."""
+    data = io.BytesIO()
+    picture(number, size).save(data, "JPEG")
+    return data.getvalue()[: len(data.getvalue()) // 2]
+
+
+def test_a_damaged_image_alone_in_its_bucket_is_passed_over(tmp_path, caplog):
+    """With one of another bucket, cut to its size: for any rank, and for a run that is taken up again."""
+    files = {f"{i}.png": png(i, (16, 16)) for i in range(8)}
+    folder = write(tmp_path, {**files, "wide.jpg": half(9, (128, 32))})
+    images = Images(folder, size=16, buckets=8, **EVERY)
+    with caplog.at_level(logging.WARNING, "ldm"):
+        run = list(islice(Batches(images, 3), 20))
+    wide = [batch for batch in run if batch.images.shape == (3, 3, 8, 32)]
+    assert len(wide) == 2 and caplog.text.count("passed over: wide.jpg cannot be read") == 1
+    assert all(list(batch.bad) == ["wide.jpg"] and "wide.jpg" not in batch.names for batch in wide)
+    assert not any(batch.bad for batch in run if batch.images.shape != (3, 3, 8, 32))
+    assert len({name for batch in wide for name in batch.names}) > 1  # not always the same one
+    for start in (4, 10, 19):
+        tail = islice(Batches(images, 3, start=start), 20 - start)
+        assert all(map(same_batches, tail, run[start:]))
+    for k, batch in enumerate(run):
+        for rank in range(3):
+            (name,), (image,) = (part := Batches(images, 3, rank, 3)[k]).names, part.images
+            assert name == batch.names[rank] and torch.equal(image, batch.images[rank])
+    images.most_bad = 0
+    with pytest.raises(InputError, match=r"^1 images are damaged, more than most_bad 0.*wide\.jpg cannot"):
+        list(islice(Batches(images, 3), 20))
+
+
+def test_only_where_no_bucket_has_a_whole_image_nothing_can_be_read(tmp_path):
+    files = {"a.jpg": half(0, (128, 32)), "b.jpg": half(1, (64, 64)), "c.jpg": half(2, (32, 128))}
+    images = Images(write(tmp_path, files), size=16, buckets=8)
+    with pytest.raises(InputError, match=r"^none of the 3 images can be read; \w\.jpg cannot be read as a"):
+        Batches(images, 1)[0]
+
+
+def test_other_errors_than_damage_are_told_as_they_are(folder, broken):
+    def made(source: Source) -> Item:
+        raise InputError("a size that is not known")
+
+    with pytest.raises(InputError, match=r"^a size that is not known$"):
+        Batches(Images(folder, size=16), 2, made=made)[0]
+    with pytest.raises(DamagedError):
+        Images(broken, size=16).item(0, 5)
 
 
 def test_with_buckets_what_cannot_be_opened_is_left_out_at_once(broken, caplog):
@@ -315,7 +401,7 @@ def test_with_buckets_what_cannot_be_opened_is_left_out_at_once(broken, caplog):
     assert not {"05.png", "06.png"} & set(batch.names) and "05.png" not in batch.bad
     with pytest.raises(InputError, match="images are damaged, more than most_bad 1"):
         Images(broken, size=16, buckets=8, most_bad=1)
-    with pytest.raises(InputError, match="none of 1 images can be read"):
+    with pytest.raises(InputError, match="none of the 1 images can be read"):
         Images(write(broken / "all", {"a.png": b""}), size=16, buckets=8)
 
 

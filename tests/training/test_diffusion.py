@@ -345,7 +345,7 @@ def test_a_model_that_sees_a_picture_is_refused(name):
 def test_what_is_remembered_trains_alike(tmp_path, b):
     """Bit for bit where a batch has one row, as each is encoded alone; else to the rounding of a batch."""
     pipe = small()
-    images = Images(album(tmp_path / "album", 5), size=16, crop="random", flip=0.5)
+    images = Images(album(tmp_path / "album", 5), size=16, flip=0.5)
     settings, rows = DiffusionSettings(drop=0.3), range(b)
     plain, batch = Diffusion(pipe, settings), Batches(images, b)[0]
     remembered = Diffusion(pipe, settings, Texts(pipe, tmp_path / "texts", 1))

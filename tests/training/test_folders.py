@@ -3,11 +3,12 @@
 import logging
 import sys
 from pathlib import Path
+from time import process_time
 
 import pytest
 
 from ldm.errors import InputError
-from ldm.training.folders import entries
+from ldm.training.folders import captions, entries
 from tests.training.albums import png, write
 
 A, B = png(0), png(1)
@@ -22,6 +23,12 @@ KINDS = {
     ),
     "csv": ({"a.png": A, "d/b.png": B, "metadata.csv": CSV},
             {"a.png": 'one, "1"', "d/b.png": ""}),
+    "csv with empty columns": ({"a.png": A, "metadata.csv": "file_name,,text,\na.png,,one,\n"},
+                               {"a.png": "one"}),
+    "caption files in folders": (
+        {"1_cat/00.png": A, "1_cat/00.txt": "one", "d/00.png": B, "d/00.txt": "two", "c.png": A, "c.txt": ""},
+        {"1_cat/00.png": "one", "c.png": "", "d/00.png": "two"},
+    ),
     "caption files": ({"a.png": A, "a.txt": " one \n", "b.JPG": B, "b.caption": "two"},
                       {"a.png": "one", "b.JPG": "two"}),
     "class folders": ({"dog/b.png": B, "cat/a.png": A, "cat/deep/c.png": A},
@@ -47,9 +54,14 @@ REFUSED = {
                    r"has metadata\.jsonl and metadata\.csv; keep one kind"),
     "table and captions": ({"a.png": A, "a.txt": "x", "metadata.jsonl": ROW.format("a.png")},
                            r"metadata\.jsonl and caption files such as a\.txt"),
-    "captions and classes": ({"x/a.png": A, "x/a.txt": "x"}, r"files such as x/a\.txt and class folders"),
+    "captions and classes": (
+        {"x/a.png": A, "x/a.txt": "x", "y/b.png": B},
+        r"1 of 2 images have no caption file, y/b\.png is the first; write them, or for class folders take "
+        r"the others out, such as x/a\.txt$",
+    ),
     "classes and alone": ({"x/a.png": A, "b.png": B}, "class folders such as x and images beside"),
-    "some captions": ({"a.png": A, "a.txt": "x", "b.png": B}, r"1 of 2 images have no caption file, b\.png"),
+    "some captions": ({"a.png": A, "a.txt": "x", "b.png": B},
+                      r"1 of 2 images have no caption file, b\.png is the first; .* or take the images out"),
     "two captions": ({"a.png": A, "a.txt": "x", "a.caption": "y"}, r"a\.caption and a\.txt for one image"),
     "shared caption": ({"a.png": A, "a.jpg": A, "a.txt": "x"}, r"a\.txt belongs to two images"),
     "an empty class": ({"x/a.png": A, "y/notes.md": "n"}, "class folder y has no images"),
@@ -79,6 +91,10 @@ REFUSED = {
     "no column": ({"a.png": A, "metadata.csv": "file,text\na.png,x\n"}, "has no column file_name"),
     "an empty table": ({"a.png": A, "metadata.csv": ""}, "has no column file_name"),
     "an open quote": ({"a.png": A, "metadata.csv": 'file_name,text\na.png,"x\n'}, "is no CSV"),
+    "a comma": ({"a.png": A, "metadata.csv": "file_name,text\na.png,a cat, asleep\n"},
+                r"metadata\.csv line 2 has more fields than columns; quote the text"),
+    "a column twice": ({"a.png": A, "metadata.csv": "file_name,text,text\na.png,x,y\n"},
+                       r"metadata\.csv line 1 has the column 'text' twice; keep one"),
     "a short row": ({"a.png": A, "metadata.csv": "file_name,text\na.png\n"}, "line 2 has no text 'text'"),
 }  # fmt: skip
 
@@ -100,6 +116,19 @@ def test_a_caption_without_an_image_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "ldm"):
         entries(write(tmp_path, {"a.png": A, "a.txt": "x", "z.txt": "y"}))
     assert "1 caption files have no image, z.txt is the first" in caplog.text
+
+
+def test_captions_are_found_in_linear_time(tmp_path):
+    """16 times as many take 16 times as long, or 256 times in a quadratic search; 64 lies between."""
+
+    def seconds(number: int) -> float:
+        pictures = [f"{i}.png" for i in range(number)]
+        files = {name: tmp_path for i in range(number) for name in (f"{i}.png", f"{i}.txt")}
+        begin = process_time()
+        assert len(captions(tmp_path, files, pictures)) == number
+        return process_time() - begin
+
+    assert min(seconds(16_000) for _ in range(2)) < 64 * min(seconds(1000) for _ in range(5))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")

@@ -384,10 +384,7 @@ def test_a_torn_line_of_metrics_is_taken_out(folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a life is a fork")
 def test_a_command_that_is_killed_a_hundred_times_loses_nothing(tmp_path):
-    """`ldm train --resume` after each SIGKILL: every step is that of the run which was not, bit for bit.
-
-    Of the metrics the line of a step may be missing, as it is written after the checkpoint.
-    """
+    """`ldm train --resume` after each SIGKILL: every step is that of the run which was not, bit for bit."""
     kills = 120
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.lives", str(tmp_path), str(kills), "0"],

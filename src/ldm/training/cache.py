@@ -22,7 +22,7 @@ from ldm.coding import encodable
 from ldm.errors import CheckpointError, InputError
 from ldm.model import Model
 from ldm.prompts import chunks, encode_weighted, most_chunks
-from ldm.training.framing import Item, Source, digest
+from ldm.training.framing import DamagedError, Frame, Item, Source, digest
 from ldm.training.images import MOST_NUMBER, Images, passed_over
 from ldm.vae import VAE
 from ldm.walk import check_finite
@@ -45,7 +45,7 @@ def cached(folder: str | Path, key: str, compute: Callable[[], Mapping[str, Tens
     try:
         if path.exists():
             return remembered(path, key)
-    except DamagedError as error:
+    except TornError as error:
         log.warning("made anew: %s", error)
     found = {name: tensor.detach().to(CPU) for name, tensor in compute().items()}
     try:
@@ -74,7 +74,8 @@ class Latents:
 
     The item's image is the mean and the deviation of q(z | x), both times the family's scale, float32
     [2c h w]; `sample(moments, eps)` is a latent. A VQ model's deviation is 0. Each is encoded alone, so that
-    it does not depend on the batch. The autoencoder's weights are taken to stay as they are.
+    it does not depend on the batch. The autoencoder's weights are taken to stay as they are. An image has two
+    latents, as it is and mirrored; cut at random it would have another in each epoch, and is refused.
     """
 
     def __init__(self, model: Model, folder: str | Path):
@@ -82,7 +83,12 @@ class Latents:
         self.mark = fingerprint(model.vae).encode()
 
     def __call__(self, source: Source) -> Item:
-        """Raises InputError for a damaged picture, or one of a size that the autoencoder does not take."""
+        """Raises DamagedError, and InputError for a random cut or a size the autoencoder does not take."""
+        if source.frame != Frame(source.frame.size, mirrored=source.frame.mirrored):
+            raise InputError(
+                f"{source.name} is cut at random, elsewhere in each epoch, so that its latent would never be "
+                "found again; give crop center, or no cache"
+            )
         key = digest([b"latent", self.mark, source.key.encode()])
         held = cached(self.folder, key, lambda: self.encoded(source.item()))
         top, left, height, width = held["place"].tolist()
@@ -151,7 +157,7 @@ def fill(
     images: Images, latents: Latents | None = None, heard: Texts | None = None, epochs: int = 1,
     rank: int = 0, world: int = 1, progress: bool = True,
 ) -> dict[str, str]:  # fmt: skip
-    """Remember what epochs of images and their texts come to. DamagedError images by name, and what is wrong.
+    """Remember what epochs of images and their texts come to. Returns the damaged ones by name, and why.
 
     epochs  one is enough where nothing is random
     rank    this process, 0 to world - 1, of `world`, each of which does its share
@@ -171,7 +177,7 @@ def fill(
         try:
             if latents:
                 latents(images.source(epoch, index))
-        except InputError as error:
+        except DamagedError as error:
             bad = passed_over(bad, {images.entries[index].name: str(error)}, images.most_bad)
     return bad
 
@@ -205,21 +211,21 @@ def sample(moments: Tensor, eps: Tensor) -> Tensor:
     return mean + std * eps
 
 
-class DamagedError(Exception):
+class TornError(Exception):
     """A file of the cache that is not whole."""
 
 
 def remembered(path: Path, key: str) -> Tensors:
-    """What a file holds. Raises DamagedError, and CheckpointError for a file of someone else's."""
+    """What a file holds. Raises TornError, and CheckpointError for a file of someone else's."""
     try:
         file = File.open(path)
         found = {name: file.read(name) for name in file.entries}
     except CheckpointError as error:
-        raise DamagedError(str(error)) from error
+        raise TornError(str(error)) from error
     if file.metadata.get("ldm_key") != key:
         raise CheckpointError(f"{path} was not written by this cache; move it, or give another folder")
     if file.metadata.get("ldm_sum") != total(found):
-        raise DamagedError(f"{path} has other numbers than were written")
+        raise TornError(f"{path} has other numbers than were written")
     return found
 
 

@@ -9,14 +9,15 @@ and the buckets take turns at random. So each batch is full and of one size, eac
 epoch, and what a bucket has left over, fewer than b, opens its first batch of the next epoch. Rank r of a
 world of w has the rows r, r + w, … of every batch: what a step sees does not depend on w.
 
-The place of a damaged image is taken by the next whole one of its bucket in the order of that epoch. The
-files alone decide which, so every rank and every resumed run agree.
+The place of a damaged image is taken by the next whole one of its bucket in the order of that epoch; where
+the bucket has none, by one of another bucket, cut to this one's size. The files alone decide which, so every
+rank and every resumed run agree.
 """
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ldm.checks import shown, whole
 from ldm.errors import InputError
 from ldm.training.folders import Prompt
-from ldm.training.framing import Item, Source
+from ldm.training.framing import DamagedError, Item, Source
 from ldm.training.images import MOST_NUMBER, PLAN, Images, check_few, passed_over, shuffled
 
 MOST_ROWS, MOST_WORKERS = 2**20, 256
@@ -53,6 +54,7 @@ class Batches(Dataset[Batch]):
     workers  processes that read ahead of the iteration; 0: it reads itself. Nothing depends on how many
     made     what a source becomes: its picture, or `Latents`, which remember (with workers=0)
     Damaged images are logged, and beyond `images.most_bad` on this rank an InputError; others raise too.
+    An image is damaged where `made` raises DamagedError; any other error is raised as it is.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Batches(Dataset[Batch]):
         places = range(j * self.size + self.rank, (j + 1) * self.size, self.world)
         n = self.counts[bucket]
         orders = {epoch: self.images.members(bucket, epoch) for epoch in {place // n for place in places}}
-        rows = [self.first_whole(place // n, orders[place // n], place % n) for place in places]
+        rows = [self.first_whole(bucket, place // n, orders[place // n], place % n) for place in places]
         return together(*zip(*rows, strict=True))
 
     def place(self, k: int) -> tuple[int, int, int]:
@@ -92,17 +94,21 @@ class Batches(Dataset[Batch]):
         bucket, j = plan(self.counts, self.size, self.images.seed, epoch)[at]
         return epoch, bucket, j
 
-    def first_whole(self, epoch: int, order: np.ndarray, at: int) -> tuple[Item, dict[str, str]]:
-        """The first whole image from a place in an order on, and the damaged ones before it."""
+    def first_whole(self, bucket: int, epoch: int, order: np.ndarray, at: int) -> tuple[Item, dict[str, str]]:
+        """The first whole image from a place in a bucket's order on, and the damaged ones before it."""
         bad = dict[str, str]()
-        for step in range(len(order)):
-            index = int(order[(at + step) % len(order)])
+        for index in chain(turned(order, at), self.others(bucket, epoch, at)):
             try:
-                return self.made(self.images.source(epoch, index)), bad
-            except InputError as error:
+                return self.made(self.images.source(epoch, index, bucket)), bad
+            except DamagedError as error:
                 bad = {**bad, self.images.entries[index].name: str(error)}
                 check_few(bad, self.images.most_bad)
-        raise InputError(f"none of the {len(order)} images of a size can be read; {next(iter(bad.values()))}")
+        raise InputError(f"none of the {len(self.images)} images can be read; {next(iter(bad.values()))}")
+
+    def others(self, bucket: int, epoch: int, at: int) -> Iterator[int]:
+        """The images of all other buckets in the order of an epoch, from a place on."""
+        order = self.images.order(epoch)
+        yield from turned(order[self.images.bucket[order] != bucket], at)
 
     def ahead(self) -> Iterator[Batch]:
         """The batches from `start` on, read by workers."""
@@ -143,6 +149,11 @@ class Numbers(Sampler[int]):
 def as_it_is(batch: Any) -> Any:
     """What DataLoader is to make of a batch: nothing else."""
     return batch
+
+
+def turned(order: np.ndarray, at: int) -> Iterator[int]:
+    """All of an order, from a place on and then from its beginning."""
+    return (int(order[(at + step) % len(order)]) for step in range(len(order)))
 
 
 def complete(counts: Sequence[int], size: int, epoch: int) -> int:

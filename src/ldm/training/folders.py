@@ -1,7 +1,7 @@
 """Which images a folder has, and what is said of them.
 
     metadata.jsonl, .csv   file_name and text of every image, wherever in the folder it lies
-    caption files          a.png and a.txt (or a.caption) side by side
+    caption files          a.png and a.txt (or a.caption) side by side, wherever in the folder they lie
     class folders          cat/1.png, dog/1.png: classes 0 and 1, the names in order
     images alone           nothing is said
 
@@ -47,11 +47,11 @@ def entries(folder: str | Path) -> list[Entry]:
     if not pictures and not tables:
         raise InputError(f"{root} has no images; put some in, of {' '.join(SUFFIXES)}")
     beside = captions(root, files, pictures)
-    deep = [name for name in pictures if "/" in name and not tables]
+    deep = [name for name in pictures if "/" in name and not tables and not beside]
     kinds = [*tables]
     kinds += [f"caption files such as {next(iter(beside.values()))}"] if beside else []
     kinds += [f"class folders such as {top(deep[0])}"] if deep else []
-    kinds += ["images beside the class folders"] if deep and not beside and len(deep) < len(pictures) else []
+    kinds += ["images beside the class folders"] if deep and len(deep) < len(pictures) else []
     if len(kinds) > 1:
         raise InputError(f"{root} has {' and '.join(kinds)}; keep one kind, or give a folder inside it")
     if tables:
@@ -91,25 +91,31 @@ def top(name: str) -> str:
 
 def captions(root: Path, files: dict[str, Path], pictures: list[str]) -> dict[str, str]:
     """The caption file of every image, or none at all."""
+    stems = {picture.rpartition(".")[0] for picture in pictures}
     written: dict[str, str] = {}
     for name in (name for name in files if suffix(name) in CAPTIONS):
         stem = name[: -len(suffix(name))]
-        if stem in written and any(picture.rpartition(".")[0] == stem for picture in pictures):
+        if stem in written and stem in stems:
             raise InputError(f"{root} has {written[stem]} and {name} for one image; keep one of them")
         written[stem] = name
     found: dict[str, str] = {}
+    taken: set[str] = set()
     for picture in pictures:
         caption = written.get(picture.rpartition(".")[0])
-        if caption is not None and caption in found.values():
+        if caption in taken:
             raise InputError(f"{root}: {caption} belongs to two images, {picture} is one; give each its own")
         if caption is not None:
             found[picture] = caption
+            taken.add(caption)
     if found and (bare := [picture for picture in pictures if picture not in found]):
+        remedy = "take the images out"
+        if any("/" in picture for picture in pictures):
+            remedy = f"for class folders take the others out, such as {next(iter(found.values()))}"
         raise InputError(
             f"{root}: {len(bare)} of {len(pictures)} images have no caption file, {bare[0]} is the first; "
-            "write them, or take the images out"
+            f"write them, or {remedy}"
         )
-    if found and (spare := sorted(set(written.values()) - set(found.values()))):
+    if found and (spare := sorted(set(written.values()) - taken)):
         log.warning("%s: %d caption files have no image, %s is the first", root, len(spare), spare[0])
     return found
 
@@ -173,9 +179,15 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a table with a head, and where they end."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        if lost := {"file_name", "text"} - set(reader.fieldnames or ()):
+        columns = list(reader.fieldnames or ())
+        if lost := {"file_name", "text"} - set(columns):
             raise InputError(f"{path} has no column {min(lost)}; its first line must be its columns' names")
+        if twice := [name for at, name in enumerate(columns) if name and name in columns[:at]]:
+            raise InputError(f"{path} line 1 has the column {shown(twice[0])} twice; keep one of them")
         for row in reader:
+            if None in row:
+                where = f"{path} line {reader.line_num}"
+                raise InputError(f"{where} has more fields than columns; quote the text")
             yield reader.line_num, row
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num} is no CSV: {error}; correct it") from error

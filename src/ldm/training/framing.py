@@ -2,12 +2,15 @@
 
     scale = max(W / w, H / h)        left = u (scale w - W), top = v (scale h - H)
 
-u, v and whether it is mirrored are drawn from (seed, epoch, index) alone.
+u, v and whether it is mirrored are drawn from (seed, epoch, index) alone. Only what is kept is resized: of a
+thin picture the whole would be huge.
 """
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from math import ceil, floor
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +19,19 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from ldm.errors import InputError
 from ldm.noise import mixed
-from ldm.reading import ORIENTATION, colours, told, upright_size
+from ldm.reading import ORIENTATION, layers, on_white, told, upright, upright_size
 from ldm.training.buckets import Size
 from ldm.training.folders import Prompt
 
 CROPS = ("center", "random")
 REMEDY = "take it out, or put it there whole"
+PIXELS = b"2"  # of keys: it goes up where the same bytes and frame become other pixels
+
+
+class DamagedError(InputError):
+    """An image, or what is told of it, that cannot be read: another takes its place."""
 
 
 class Frame(NamedTuple):
@@ -55,18 +64,19 @@ class Source(NamedTuple):
     @property
     def key(self) -> str:
         """A hash of all that its item's numbers are made of."""
-        return digest([self.data, repr(tuple(self.frame)).encode()])
+        return digest([PIXELS, self.data, repr(tuple(self.frame)).encode()])
 
     def item(self) -> Item:
-        """The image, read as `ldm.reading` says. Raises InputError for a damaged one."""
+        """The image, read as `ldm.reading` says. Raises DamagedError."""
         (w, h), u, v, mirrored = self.frame
-        with told(self.name, REMEDY), Image.open(io.BytesIO(self.data)) as picture:
+        with damage(), told(self.name, REMEDY), Image.open(io.BytesIO(self.data)) as picture:
             own = upright_size(picture, self.name)
             wide, high = covering(own, (w, h))
-            pixels = colours(picture, (wide, high), self.name)
-        pixels = pixels[:, ::-1] if mirrored else pixels
-        left, top = int(u * (wide - w + 1)), int(v * (high - h + 1))
-        cut = torch.from_numpy(np.ascontiguousarray(pixels[top : top + h, left : left + w]))
+            left, top = int(u * (wide - w + 1)), int(v * (high - h + 1))
+            x = wide - w - left if mirrored else left  # before it is mirrored
+            whole = on_white(layers(upright(picture, self.name)))
+            pixels = np.array(part(whole, (wide, high), (x, top), (w, h)))
+        cut = torch.from_numpy(np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels))
         image = rearrange(cut.float() / 127.5 - 1, "h w c -> c h w").contiguous()
         return Item(image, self.prompt, self.name, (own[1], own[0]), (top, left))
 
@@ -96,14 +106,42 @@ def covering(own: Size, frame: Size) -> Size:
     return wide, max(high, round(h * wide / w))
 
 
+def part(picture: Image.Image, whole: Size, corner: Size, size: Size) -> Image.Image:
+    """What lies at a corner (left, top) of a picture that is brought to the size `whole`."""
+    (left, right, x0, x1), (top, bottom, y0, y1) = map(span, corner, size, whole, picture.size)
+    near = picture.crop((left, top, right, bottom))
+    return near.resize(size, Image.Resampling.LANCZOS, box=(x0, y0, x1, y1))
+
+
+def span(start: int, length: int, whole: int, own: int) -> tuple[int, int, float, float]:
+    """Where a stretch of a side of `whole` pixels lies in one of `own`, of which it is made.
+
+    Returns the first and the last of the pixels that it depends on, and where it begins and ends after the
+    first.
+    """
+    begin, end = start * own / whole, (start + length) * own / whole
+    reach = 3 * max(1, own / whole) + 1  # of Lanczos' filter
+    first, last = max(0, floor(begin - reach)), min(own, ceil(end + reach))
+    return first, last, begin - first, end - first
+
+
 def seen_size(data: bytes, name: str) -> Size:
     """Width and height of a picture as it is seen, from its header where its kind allows it.
 
-    Raises InputError for what is no picture.
+    Raises DamagedError for what is no picture.
     """
-    with told(name, REMEDY), Image.open(io.BytesIO(data)) as picture:
+    with damage(), told(name, REMEDY), Image.open(io.BytesIO(data)) as picture:
         w, h = picture.size
         return (h, w) if picture.getexif().get(ORIENTATION) in (5, 6, 7, 8) else (w, h)
+
+
+@contextmanager
+def damage() -> Iterator[None]:
+    """An InputError in the block is told as a DamagedError."""
+    try:
+        yield
+    except InputError as error:
+        raise DamagedError(str(error)) from error
 
 
 def digest(parts: Iterable[bytes]) -> str:

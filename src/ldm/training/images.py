@@ -12,7 +12,7 @@ from ldm.checks import number, one_of, whole
 from ldm.errors import InputError
 from ldm.training.buckets import MOST_SIDE, Size, nearest, sizes
 from ldm.training.folders import Entry, entries
-from ldm.training.framing import CROPS, Item, Source, drawn, generator, seen_size
+from ldm.training.framing import CROPS, DamagedError, Item, Source, drawn, generator, seen_size
 
 MOST_BAD = 100
 MOST_NUMBER = 2**63 - 1
@@ -28,7 +28,8 @@ class Images:
     crop      "center" or "random": which part is kept of an image that is not of the frame's shape
     flip      how often left and right are exchanged, 0 to 1
     buckets   the step in pixels of sizes of all shapes, such as 64 (see `buckets.sizes`); None: squares.
-              Images are then opened here, PNGs wholly, and those that cannot be are left out for good
+              Images are then opened here, PNGs wholly, and those that cannot be are left out for good;
+              of others the damage shows when they are read
     seed      of the order, the crops and the flips, 0 to 2^63 - 1
     most_bad  how many damaged images are passed over; one more is an error
     Raises InputError.
@@ -64,13 +65,16 @@ class Images:
         return order if len(self.sizes) == 1 else order[self.bucket[order] == bucket]
 
     def item(self, epoch: int, index: int) -> Item:
-        """An image as an epoch sees it. Raises InputError for one that cannot be read."""
+        """An image as an epoch sees it. Raises DamagedError for one that cannot be read."""
         return self.source(epoch, index).item()
 
-    def source(self, epoch: int, index: int) -> Source:
-        """The bytes of an image's file, and the frame that an epoch sees it in. Raises InputError."""
+    def source(self, epoch: int, index: int, bucket: int | None = None) -> Source:
+        """The bytes of an image's file, and the frame that an epoch sees it in. Raises DamagedError.
+
+        bucket  of whose size the frame is; None: its own
+        """
         path, name, prompt = self.entries[index]
-        size = self.sizes[self.bucket[index]]
+        size = self.sizes[self.bucket[index] if bucket is None else bucket]
         return Source(
             read(path), drawn(size, self.crop, self.flip, self.seed, FRAME, epoch, index), prompt, name
         )
@@ -93,10 +97,10 @@ def sorted_out(
         try:
             places.append(nearest(seen_size(read(entry.path), entry.name), choices))
             kept.append(entry)
-        except InputError as error:
+        except DamagedError as error:
             bad = passed_over(bad, {entry.name: str(error)}, most_bad)
     if not kept:
-        raise InputError(f"none of {len(found)} images can be read; {next(iter(bad.values()))}")
+        raise InputError(f"none of the {len(found)} images can be read; {next(iter(bad.values()))}")
     return kept, places
 
 
@@ -118,8 +122,8 @@ def check_few(bad: Mapping[str, str], most: int) -> None:
 
 
 def read(path: Path) -> bytes:
-    """A file's bytes. Raises InputError."""
+    """A file's bytes. Raises DamagedError."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DamagedError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -21,7 +21,7 @@ from ldm.inversions import add_token, added_tokens, remove_token
 from ldm.model import Model
 from ldm.training.data import Batch
 from ldm.training.folders import Prompt, entries
-from ldm.training.settings import InversionSettings
+from ldm.training.settings import TARS, InversionSettings
 
 
 class TextualInversion:
@@ -98,7 +98,7 @@ def check_said(settings: InversionSettings) -> None:
     """Raises InputError for a template without a place for the word, and captions of a folder without it."""
     if settings.template.count("{}") != 1:
         raise InputError(f"template {shown(settings.template)} must have one {{}}, where the word comes")
-    if not settings.data.path.endswith(".tar"):
+    if not settings.data.path.endswith(TARS):
         for entry in entries(settings.data.path):
             prompt_with(settings, entry.prompt, entry.name)
 

@@ -17,7 +17,7 @@ from ldm.training.data import Batch, Batches
 from ldm.training.framing import Item, Source
 from ldm.training.images import Images
 from ldm.training.loop import Loss
-from ldm.training.settings import Settings
+from ldm.training.settings import TARS, Settings
 from ldm.training.shards import Shards
 
 
@@ -64,7 +64,7 @@ def rows_of(settings: Settings, pipe: Pipeline, ranks: Ranks = Ranks(), latents:
     data, size, parts = settings.data, settings.batch, settings.accumulate
     made = maker(settings, pipe, latents)
     same = framed(settings, pipe)
-    if data.path.endswith(".tar"):
+    if data.path.endswith(TARS):
         if data.buckets or data.workers:
             field = "buckets" if data.buckets else "workers"
             raise InputError(f"data.{field} are for folders of images; give 0 for shards")
@@ -86,7 +86,7 @@ def some_rows(
 ) -> Iterator[Batch]:
     """Batches of so many images of a run's data, or of other data, for looks. Raises InputError."""
     path, made, same = path or settings.data.path, maker(settings, pipe, latents), framed(settings, pipe)
-    if path.endswith(".tar"):
+    if path.endswith(TARS):
         return Shards(path, most_bad=settings.data.most_bad, **same).batches(size, 0, made)
     return iter(Batches(Images(path, most_bad=settings.data.most_bad, **same), size, made=made))
 

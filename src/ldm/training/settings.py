@@ -23,6 +23,7 @@ from ldm.training.rates import rate
 
 MOST = 10**9  # of what is counted
 PRECISIONS = ("fp32", "bf16")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # ends of the names of shards
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -180,7 +181,7 @@ def check(settings: Settings) -> None:
 
 def check_data(data: Data) -> None:
     """Raises InputError for what is not there, naming the field; all else is found where it is read."""
-    if not data.path.endswith(".tar") and not Path(home(data.path)).is_dir():
+    if not data.path.endswith(TARS) and not Path(home(data.path)).is_dir():
         raise InputError(f"data.path: {data.path} is not a folder; give one with images, or tar shards")
     one_of("data.crop", data.crop, CROPS)
     number("data.flip", data.flip, 0, 1)

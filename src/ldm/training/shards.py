@@ -3,12 +3,15 @@
     a.jpg (or .jpeg .png .webp)        a.txt, its text, or a.cls, its class, or a.json with "text"; or nothing
 
 Rank r of a world of w has the shards r, r + w, …, so what it sees depends on w, unlike `Batches`. An epoch
-takes them in an order of its own, each from beginning to end, and epochs follow one another without end. The
-place of a damaged sample is taken by the next whole one. Taking a run up again reads over what came before,
-without looking at the pictures.
+takes them in an order of its own, each from beginning to end, and epochs follow one another without end. What
+is read waits in a window of `WINDOW` samples or `HELD` bytes, whichever are fewer, out of which the next one
+is drawn: a sample comes at most a window earlier than in the files, so those of one kind must not lie
+together. The place of a damaged sample is taken by the next whole one. Taking a run up again reads over what
+came before, without looking at the pictures.
 """
 
 import json
+import os
 import re
 import tarfile
 import zlib
@@ -17,24 +20,29 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ldm.checks import number, one_of, shown, texts, whole
 from ldm.errors import InputError
 from ldm.training.buckets import MOST_SIDE
 from ldm.training.data import MOST_ROWS, Batch, together
 from ldm.training.folders import Prompt
-from ldm.training.framing import CROPS, Item, Source, drawn
+from ldm.training.framing import CROPS, DamagedError, Item, Source, damage, drawn, generator
 from ldm.training.images import FRAME, MOST_BAD, MOST_NUMBER, ORDER, check_few, passed_over, shuffled
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 SCHEME = re.compile(r"\w{2,}:")  # one letter is a drive of Windows
+WINDOW, HELD = 1000, 2**28  # samples, and their bytes
+BLEND = 4  # beside the draws of `images` and `draws`, whose are others
 
 Made = Callable[[Source], Item]
+Sample = Mapping[str, Any]  # its files as bytes, by their ends
 
 
 class Shards:
     """One rank's samples of tar files, as squares.
 
-    urls  files or addresses, one or several; "{000..041}" in one stands for 42
+    urls  files or addresses, one or several; "{000..041}" in one stands for 42, and "~" for the home folder
     rank  this process, 0 to world - 1, of `world`; there are at least as many shards
     The others are as in `Images`. Raises InputError; without the extra `data` too.
     """
@@ -70,11 +78,11 @@ class Shards:
     def items(self, start: int = 0, made: Made = Source.item) -> Iterator[tuple[Item, dict[str, str]]]:
         """Items without end from one on, each with the damaged samples it stands for."""
         places, bad = 0, dict[str, str]()
-        for epoch, sample in self.samples(start):
+        for epoch, shard, sample in self.samples(start):
             places += 1
             try:
-                item = made(self.source(sample, epoch))
-            except InputError as error:
+                item = made(self.source(epoch, shard, sample))
+            except DamagedError as error:
                 bad = {**bad, f"{sample['__key__']} in {sample['__url__']}": str(error)}
                 check_few(bad, self.most_bad)
                 if places > self.most_bad:  # the same ones, again and again
@@ -84,33 +92,66 @@ class Shards:
                 yield item, bad
             places, bad = 0, {}
 
-    def samples(self, start: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Samples without end from one on, as bytes, and their epochs."""
+    def samples(self, start: int) -> Iterator[tuple[int, int, Sample]]:
+        """Samples without end from one on: the epoch of each, the number of its shard, and itself."""
         length = 0
         for epoch in count():
             if length and start >= length:
                 start -= length
                 continue
             length = 0
-            for i in shuffled(len(self.urls), self.seed, ORDER, epoch).tolist():
-                for sample in opened(self.urls[i]):
-                    length += 1
-                    if length > start:
-                        yield epoch, sample
+            for shard, sample in blended(self.epoch(epoch), generator(self.seed, BLEND, epoch)):
+                length += 1
+                if length > start:
+                    yield epoch, shard, sample
             start = max(0, start - length)
             if not length:
                 raise InputError(f"{self.urls[0]} and {len(self.urls) - 1} other shards have no samples")
 
-    def source(self, sample: Mapping[str, Any], epoch: int) -> Source:
-        """The picture of a sample and what is told of it. Raises InputError."""
+    def epoch(self, epoch: int) -> Iterator[tuple[int, Sample]]:
+        """The samples of an epoch as they are read, each with its shard's number among those of all ranks."""
+        for i in shuffled(len(self.urls), self.seed, ORDER, epoch).tolist():
+            for sample in opened(self.urls[i]):
+                yield self.rank + i * self.world, sample
+
+    def source(self, epoch: int, shard: int, sample: Sample) -> Source:
+        """The picture of a sample and what is told of it. Raises DamagedError."""
         key, found = sample["__key__"], [end for end in PICTURES if end in sample]
-        if len(found) != 1:
-            raise InputError(f"{key} in {sample['__url__']} has {len(found)} pictures; it must have one")
-        frame = drawn(self.size, self.crop, self.flip, self.seed, FRAME, epoch, zlib.crc32(key.encode()))
-        return Source(sample[found[0]], frame, prompt(sample), f"{key}.{found[0]}")
+        own = zlib.crc32(key.encode())
+        frame = drawn(self.size, self.crop, self.flip, self.seed, FRAME, epoch, shard, own)
+        with damage():
+            if len(found) != 1:
+                raise InputError(f"{key} in {sample['__url__']} has {len(found)} pictures; it must have one")
+            return Source(sample[found[0]], frame, prompt(sample), f"{key}.{found[0]}")
 
 
-def prompt(sample: Mapping[str, Any]) -> Prompt:
+def blended(samples: Iterator[tuple[int, Sample]], draws: torch.Generator) -> Iterator[tuple[int, Sample]]:
+    """All samples, each drawn from a window of those that have been read."""
+    held, weight = list[tuple[int, Sample]](), 0
+    for each in samples:
+        held.append(each)
+        weight += heft(each[1])
+        while held and (len(held) >= WINDOW or weight >= HELD):
+            one = taken(held, draws)
+            weight -= heft(one[1])
+            yield one
+    while held:
+        yield taken(held, draws)
+
+
+def taken(held: list[tuple[int, Sample]], draws: torch.Generator) -> tuple[int, Sample]:
+    """One of a list at random, which is out of it then."""
+    at = int(torch.randint(len(held), (1,), generator=draws, device="cpu"))
+    held[at], held[-1] = held[-1], held[at]
+    return held.pop()
+
+
+def heft(sample: Sample) -> int:
+    """The bytes of a sample's files."""
+    return sum(len(data) for data in sample.values() if isinstance(data, bytes))
+
+
+def prompt(sample: Sample) -> Prompt:
     """What is told of a sample. Raises InputError."""
     where = f"{sample['__key__']} in {sample['__url__']}"
     if "txt" in sample and "cls" in sample:
@@ -130,7 +171,7 @@ def prompt(sample: Mapping[str, Any]) -> Prompt:
     return None if said.get("text") is None else texts(f"the text of {where}", [said["text"]])[0]
 
 
-def opened(url: str) -> Iterator[Mapping[str, Any]]:
+def opened(url: str) -> Iterator[Sample]:
     """The samples of a shard, as bytes. Raises InputError for what is no whole tar file."""
     from webdataset.tariterators import tarfile_samples
 
@@ -158,7 +199,10 @@ def addresses(urls: Sequence[str | Path]) -> list[str]:
         from webdataset import tariterators  # noqa: F401
     except ImportError:
         raise InputError("tar files need the extra: pip install 'ldm[data]'") from None
-    found = [each for url in urls for each in braceexpand(str(url))]
+    try:
+        found = [os.path.expanduser(each) for url in urls for each in braceexpand(str(url))]
+    except ValueError as error:
+        raise InputError(f"{shown(urls)} has braces that do not match; write {{000..041}}") from error
     for url in found:
         # webdataset hands addresses to a shell, in single quotes
         if url.startswith("pipe:") or (SCHEME.match(url) and "'" in url):
