@@ -1,5 +1,6 @@
 """Laws of attention and of its backends."""
 
+import sys
 import threading
 
 import pytest
@@ -62,9 +63,25 @@ def test_the_backend_is_restored_after_errors_and_in_nesting():
     assert torch.equal(ldm.attention(q, q, q), q)
 
 
-@pytest.mark.parametrize("backend", ["triton", None, 3])
-def test_a_backend_is_a_function(backend):
-    with pytest.raises(ldm.InputError, match="backend must be a function"), ldm.attention_backend(backend):
+@pytest.mark.parametrize(("backend", "words"), [
+    ("tritn", "'tritn' is none; give 'triton'"), (None, "must be a function"), (3, "must be a function"),
+])  # fmt: skip
+def test_a_backend_is_a_function_or_known(backend, words):
+    with pytest.raises(ldm.InputError, match=words), ldm.attention_backend(backend):
+        pass
+
+
+def test_pytorchs_can_be_asked_for_by_name():
+    q = unit_noise(0, 1, 2, 5, 8)
+    plain = ldm.attention(q, q, q)
+    with ldm.attention_backend(lambda q, k, v, causal: q), ldm.attention_backend("sdpa"):
+        assert torch.equal(ldm.attention(q, q, q), plain)
+
+
+def test_without_triton_it_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ldm_kernels.backend", None)  # as if its import failed
+    words = r"needs Triton .* pip install 'ldm\[triton\]'"
+    with pytest.raises(ldm.LdmError, match=words), ldm.attention_backend("triton"):
         pass
 
 

@@ -6,12 +6,13 @@ attention(q, k, v) = softmax(q kᵀ / √d) v          (Vaswani et al. 2017, eq.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.errors import InputError
+from ldm.errors import DeviceError, InputError
 
 Backend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
@@ -34,18 +35,36 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tenso
 
 
 @contextmanager
-def attention_backend(backend: Backend) -> Iterator[None]:
+def attention_backend(backend: Backend | str) -> Iterator[None]:
     """Within the block every network of this thread attends through `backend(q, k, v, causal)`.
 
-    Raises InputError on entry if that is no function.
+    backend  a function; or "triton", this project's kernels where they are the fastest, else PyTorch's; or
+             "sdpa", PyTorch's alone, which is the default
+    Raises InputError on entry for anything else; DeviceError where Triton or a GPU is missing.
     """
-    if not callable(backend):
+    if not isinstance(backend, str) and not callable(backend):
         raise InputError(f"the attention backend must be a function (q, k, v, causal), not {backend!r}")
-    token = _backend.set(backend)
+    token = _backend.set(named(backend) if isinstance(backend, str) else backend)
     try:
         yield
     finally:
         _backend.reset(token)
+
+
+def named(name: str) -> Backend:
+    """A backend by its name. Raises InputError, DeviceError."""
+    if name == "sdpa":
+        return sdpa
+    if name != "triton":
+        raise InputError(f"the attention backend {name!r} is none; give 'triton', 'sdpa' or a function")
+    try:
+        kernels = import_module("ldm_kernels.backend")  # not before: it takes longer than all of ldm
+    except ImportError as error:
+        raise DeviceError(
+            f"the attention backend 'triton' needs Triton ({error}): pip install 'ldm[triton]'"
+        ) from error
+    backend: Backend = kernels.ready()
+    return backend
 
 
 class Attention(nn.Module):
