@@ -1,11 +1,16 @@
 """The pictures of README, by the bundled model: `python examples/make_pictures.py` writes them to docs/."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 import ldm
+
+sys.path.append(str(Path(__file__).resolve().parent / "shapes"))
+
+from door import parser, told
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PROMPTS = (
@@ -79,8 +84,10 @@ def picture(pipe: ldm.Pipeline, latent: object) -> Image.Image:
     return enlarged(Image.fromarray((pixels.detach().numpy() * 255).round().astype("uint8")), 2)
 
 
+@told()
 def main() -> None:
     """Draw and write all."""
+    parser(__doc__).parse_args()
     DOCS.mkdir(exist_ok=True)
     pipe = ldm.load()
     prompt_grid(pipe).save(DOCS / "prompt-grid.png", optimize=True)

@@ -3,7 +3,7 @@
 python examples/lora/judge_houses.py LORA.safetensors [--number 200] [--sheet before-after.png]
 """
 
-import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,18 @@ from house import UNSEEN, house_prompts, known
 from PIL import Image
 
 import ldm
+from ldm.checkpoint.files import replacing
+from ldm.checks import whole
+from ldm.errors import InputError
 from ldm.evaluation.shapes.captions import Prompt
 from ldm.evaluation.shapes.judge import judge
 from ldm.evaluation.shapes.scoring import make_prompts, paint
 from ldm.evaluation.shapes.world import COLOURS
 from ldm.pipeline import Pipeline
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "shapes"))
+
+from door import MOST, parser, told
 
 WEIGHTS = (0.0, 0.5, 1.0)  # of the LoRA
 SEED = 1
@@ -94,18 +101,30 @@ def sheet(pipe: Pipeline, lora: Path) -> Image.Image:
     return Image.fromarray(np.concatenate(rows))
 
 
+def check_place(file: Path) -> None:
+    """Raises InputError, before anything is drawn, for a sheet that could not be written."""
+    if file.suffix.lower() != ".png" or file.is_dir() or not file.parent.is_dir():
+        raise InputError(f"--sheet {file} must be a file .png in a folder that is there; correct it")
+
+
+@told()
 def main() -> None:
     """Print the table, and write the sheet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("lora", type=Path)
-    parser.add_argument("--number", type=int, default=200, help="of prompts of each set")
-    parser.add_argument("--sheet", type=Path, help="where to write pictures")
-    args = parser.parse_args()
-    pipe = ldm.load()
+    words = parser(__doc__)
+    words.add_argument("lora", type=Path)
+    words.add_argument("--number", type=int, default=200, help="of prompts of each set")
+    words.add_argument("--sheet", type=Path, help="where to write pictures, a .png")
+    args = words.parse_args()
+    whole("--number", args.number, MOST)
     if args.sheet:
-        sheet(pipe, args.lora).save(args.sheet, optimize=True)
+        check_place(args.sheet)
+    pipe = ldm.load()
+    with_lora(pipe, args.lora)  # one that is none is told of before anything is drawn
+    pipe.unload_lora()
+    if args.sheet:
+        drawn_sheet = sheet(pipe, args.lora)
+        with replacing(args.sheet) as file:
+            drawn_sheet.save(file, "PNG", optimize=True)
     print(f"taken off, every byte is as before: {comes_off(pipe, args.lora)}")
     print("| prompts | " + " | ".join(f"LoRA × {weight:g}" for weight in WEIGHTS) + " |")
     for name, right in shares(pipe, args.lora, args.number).items():

@@ -7,15 +7,18 @@
 The sets of prompts are those of `ldm.evaluation.shapes.scoring`.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
+from door import parser, told
 
 import ldm
-from ldm.commands.evaluate import add_shapes_options, judged
+from ldm.commands.evaluate import add_shapes_options, check_place, judged
+from ldm.devices import find_device
+from ldm.errors import InputError
 from ldm.pipeline import Pipeline
+from ldm.training.places import absolute
 
 
 def seconds_per_image(pipe: Pipeline, steps: int | None, guidance: float | None, repeats: int = 5) -> float:
@@ -31,14 +34,18 @@ def seconds_per_image(pipe: Pipeline, steps: int | None, guidance: float | None,
     return float(np.median(times))
 
 
+@told()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_shapes_options(parser)
-    parser.add_argument("--run", type=Path, help="a training run, instead of --model")
-    given = parser.parse_args()
-    pipe = _from_run(given.run) if given.run else ldm.load(given.model, device=given.device)
+    """Print the table and the time."""
+    words = parser(__doc__)
+    add_shapes_options(words)
+    words.add_argument("--run", type=Path, help="a training run, instead of --model")
+    given = words.parse_args()
+    if given.run and given.model:
+        raise InputError(f"--run {given.run} and --model {given.model}: give one of them")
+    check_place(given.json)
+    device = find_device(given.device)
+    pipe = _from_run(given.run).to(device) if given.run else ldm.load(given.model, device=device)
     judged(pipe, given, given.run or given.model)
     print(f"{seconds_per_image(pipe, given.steps, given.guidance):.2f} s for one picture alone")
 
@@ -46,7 +53,7 @@ def main() -> None:
 def _from_run(run: Path) -> Pipeline:
     from train import trained
 
-    return trained(run)
+    return trained(absolute("--run", run))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import torch
 from bpe import learn_merges
 from patches import Projection, set_encoder
 from torch import nn
 
-from ldm.checks import whole
+from ldm.checks import number, whole
 from ldm.clip import TextEncoder, Tokenizer
 from ldm.clip.tokenizer import vocabulary
 from ldm.errors import InputError
@@ -19,6 +20,8 @@ from ldm.pipeline import Pipeline
 from ldm.training.fresh import fresh_text, fresh_unet, fresh_vae, seeded
 
 MOST_SEED = 10**9
+MOST = 10**9  # steps, or scenes of a batch
+LEAST_RATE, MOST_RATE = 1e-8, 0.1  # beyond them nothing is learned, or everything lost
 STREAMS = 1000  # seeds of the stages of a run, all its own
 
 
@@ -66,7 +69,9 @@ def check(recipe: Recipe, world: int = 1) -> None:
     stages = {"reader": recipe.reader, "decoder": recipe.decoder}
     stages |= {f"pass {i}": each for i, each in enumerate(recipe.passes, 1)}
     for name, stage in stages.items():
-        whole(f"steps of {name}", stage.steps, 10**9, least=stage.warmup + 1)
+        whole(f"steps of {name}", stage.steps, MOST, least=stage.warmup + 1)
+        whole(f"batch of {name}", stage.batch, MOST)
+        number(f"rate of {name}", stage.rate, LEAST_RATE, MOST_RATE)
         # every fourth step of the decoder is on a quarter of its batch
         part = 4 * world if name == "decoder" else world
         if stage.batch % part:
@@ -74,8 +79,9 @@ def check(recipe: Recipe, world: int = 1) -> None:
 
 
 def shared(stages: Sequence[Stage], steps: int) -> tuple[Stage, ...]:
-    """Stages of so many steps together, shared out as they are now."""
+    """Stages of so many steps together, shared out as they are now. Raises InputError for too few."""
     total = sum(stage.steps for stage in stages)
+    whole("steps", steps, MOST, least=max(ceil((each.warmup + 1) * total / each.steps) for each in stages))
     return tuple(replace(stage, steps=round(steps * stage.steps / total)) for stage in stages)
 
 

@@ -3,14 +3,15 @@
 python examples/shapes/repaint.py [--number 100]
 """
 
-import argparse
 import json
 from dataclasses import replace
 
 import numpy as np
+from door import MOST, parser, told
 from PIL import Image
 
 import ldm
+from ldm.checks import whole
 from ldm.evaluation.shapes.captions import Prompt, describe
 from ldm.evaluation.shapes.judge import judge
 from ldm.evaluation.shapes.world import SIDE, Shape, draw, pairs_seen, sample_scene
@@ -61,11 +62,13 @@ def score(pipe: Pipeline, number: int, seed: int = 1) -> dict[str, float]:
     return {"kept": 100 * kept / number, "right": 100 * right / number}
 
 
+@told()
 def main() -> None:
     """Print the shares."""
-    parser = argparse.ArgumentParser(description="Repainting, judged.")
-    parser.add_argument("--number", type=int, default=100, help="of cases")
-    print(json.dumps(score(ldm.load(), parser.parse_args().number)))
+    words = parser(__doc__)
+    words.add_argument("--number", type=int, default=100, help="of cases")
+    number = whole("--number", words.parse_args().number, MOST)
+    print(json.dumps(score(ldm.load(), number)))
 
 
 if __name__ == "__main__":

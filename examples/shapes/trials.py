@@ -1,17 +1,18 @@
 """What `ldm` does with pictures, judged on scenes that the bundled model was not trained on.
 
-python examples/shapes/trials.py [--number 50]
+python examples/shapes/trials.py [TRIAL …] [--number 50]
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 
 import numpy as np
+from door import MOST, parser, told
 from PIL import Image
 from repaint import cases
 
 import ldm
+from ldm.checks import one_of, whole
 from ldm.evaluation.shapes.captions import Prompt, Want, describe
 from ldm.evaluation.shapes.judge import judge
 from ldm.evaluation.shapes.world import SIDE, draw, pairs_seen, sample_scene
@@ -183,17 +184,18 @@ TRIALS = {
 }
 
 
+@told()
 def main() -> None:
     """Print what each trial found."""
-    parser = argparse.ArgumentParser(description="What ldm does with pictures, judged.")
-    parser.add_argument("--number", type=int, default=50, help="of cases of each")
-    parser.add_argument("trial", nargs="*", default=list(TRIALS), help=", ".join(TRIALS))
-    options = parser.parse_args()
-    if options.number < 1 or set(options.trial) - set(TRIALS):
-        parser.error(f"--number must be 1 or more, and trials of {', '.join(TRIALS)}")
+    words = parser(__doc__)
+    words.add_argument("--number", type=int, default=50, help="of cases of each")
+    words.add_argument("trial", nargs="*", default=list(TRIALS), help=", ".join(TRIALS))
+    given = words.parse_args()
+    whole("--number", given.number, MOST)
+    trials = [one_of("trial", name, list(TRIALS)) for name in given.trial]
     pipe = ldm.load()
-    for name in options.trial:
-        print(json.dumps({name: TRIALS[name](pipe, options.number)}))
+    for name in trials:
+        print(json.dumps({name: TRIALS[name](pipe, given.number)}))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "lora"))
 
+import judge_houses
 from house import UNSEEN, WORD, house_prompts, known, scene_with_a_house, training_pairs
 from judge_houses import comes_off, drawn, same, shares, with_lora
 from write_houses import write_houses
@@ -87,6 +90,10 @@ def test_two_steps_by_the_config_write_a_lora_that_comes_off(tmp_path: Path):
     settings = read(LoraSettings, FOLDER / "houses.toml", words)
     check(settings)
     peft, kohya, _ = train_lora(settings, progress=False)
+    for file in (peft, kohya, SHIPPED):
+        weights = {name: x for name, x in load_file(file).items() if not name.endswith(".alpha")}
+        assert {x.dtype for x in weights.values()} == {torch.float16} and len(weights) == 116
+    assert peft.stat().st_size == pytest.approx(SHIPPED.stat().st_size, rel=0.01)
     pipe = ldm.load()
     assert comes_off(pipe, peft, steps=3)
     with_lora(pipe, peft)
@@ -96,13 +103,15 @@ def test_two_steps_by_the_config_write_a_lora_that_comes_off(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_shipped_lora_paints_houses_and_forgets_little():
-    found = shares(ldm.load(), SHIPPED, 40)
-    for name in ("a house", f"an {UNSEEN} house"):
-        none, _, all_of_it = found[name]
-        assert none <= 5 and all_of_it >= 75
-    for name in ("one", "two"):
-        assert found[name][-1] >= found[name][0] - 8  # of 40 a share is known to some points
+def test_the_shipped_lora_paints_houses_and_forgets_little(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judge_houses, "WEIGHTS", (0.0, 1.0))
+    found = shares(ldm.load(), SHIPPED, 16)
+    houses = np.mean([found["a house"], found[f"an {UNSEEN} house"]], axis=0)
+    old = np.mean([found["one"], found["two"]], axis=0)
+    # binomial: if 92 % of all pictures are right, as README has it of houses, fewer than 24 of 32 are in one
+    # draw of 1400; if 93.5 %, as of shapes of old, in one of 6000; if 60 %, in 94 of 100
+    assert houses[0] <= 5 and houses[1] >= 75
+    assert old[1] >= 75
 
 
 def test_pictures_are_compared_byte_by_byte():

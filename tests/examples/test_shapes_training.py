@@ -177,6 +177,11 @@ def test_a_run_goes_on_only_with_its_own_recipe(run: Path):
         (replace(TINY, decoder=Stage(4, 12, 1e-3, warmup=1)), 2, "decoder, 12, is not a multiple of 8"),
         (replace(TINY, passes=(Stage(50, 8, 1e-3),)), 1, "steps of pass 1"),
         (replace(TINY, seed=-1), 1, "seed"),
+        (replace(TINY, reader=Stage(4, 0, 1e-3, warmup=1)), 1, "batch of reader"),
+        (replace(TINY, reader=Stage(4, 8, 0.0, warmup=1)), 1, "rate of reader"),
+        (replace(TINY, decoder=Stage(4, 8, -1e-3, warmup=1)), 1, "rate of decoder"),
+        (replace(TINY, passes=(Stage(5, 8, float("nan"), warmup=1),)), 1, "rate of pass 1"),
+        (replace(TINY, passes=(Stage(5, 8, 1.0, warmup=1),)), 1, "rate of pass 1"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_one_sentence(recipe: Recipe, world: int, words: str):
@@ -191,14 +196,21 @@ def test_the_recipe_has_the_steps_of_the_shipped_run_and_may_be_shortened():
     half = shared(passes, 34_200)
     assert sum(stage.steps for stage in half) == pytest.approx(34_200, abs=3)
     assert [stage.rate for stage in half] == [stage.rate for stage in passes]
+    check(replace(Recipe(), passes=shared(passes, 2607)))
+    with pytest.raises(InputError, match="from 2607"):  # the shortest must be longer than its warmup
+        shared(passes, 2606)
 
 
 def test_one_command_goes_on_from_the_bundled_model(tmp_path: Path, monkeypatch, capsys):
     short = lambda given: Recipe(source=given.source, passes=(Stage(2, 4, 1e-3, True, 1),))  # noqa: E731
     monkeypatch.setattr(training, "recipe_of", short)
     monkeypatch.setattr(training, "SETS", ("one",))
-    words = ["--run", str(tmp_path), "--from", "bundled", "--number", "1", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    words = ["--run", str(tmp_path), "--number", "1", "--device", "cpu", "--from"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words, "nowhere"])
+    with pytest.raises(SystemExit):
+        main()
+    assert not list(tmp_path.iterdir())  # so that the command, put right, is not another one's
+    monkeypatch.setattr(sys, "argv", ["train.py", *words, "bundled"])
     main()
     assert capsys.readouterr().out.strip() == str(tmp_path / "card.md")
     card = (tmp_path / "card.md").read_text("utf-8")
