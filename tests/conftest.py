@@ -1,6 +1,9 @@
 """What all tests share: small models, made once."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: no GPU is needed
 
 import pytest
 from hypothesis import settings

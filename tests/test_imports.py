@@ -48,7 +48,8 @@ MAY = {
     "walk": {"errors", "request", "schedulers"},
     "trajectory": {"checks", "image", "motion", "walk"},
     "result": {"image", "trajectory"},
-    "model": {"devices", "family", "unet", "vae"},
+    "packed": {"errors"},
+    "model": {"devices", "errors", "family", "packed", "unet", "vae"},
     "checkpoint": {
         "clip", "devices", "errors", "families", "family", "model", "schedulers", "unet", "vae",
     },

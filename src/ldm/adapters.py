@@ -28,6 +28,7 @@ class Adapters:
 
     def add(self, source: str | Path, weight: float = 1.0, name: str | None = None) -> str:
         """Put on the LoRA of a file; returns its name. Raises InputError and CheckpointError."""
+        self.model.need_weights("a LoRA")
         weight = number("weight", weight, -MOST_WEIGHT, MOST_WEIGHT)
         changes = read_lora(source, self.model)
         name = Path(source).stem if name is None else name

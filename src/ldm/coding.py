@@ -22,7 +22,7 @@ def encode(model: Model, images: Tensor, tile: int = 0) -> Tensor:
     H and W are multiples of `family.vae.factor`. Raises InputError for anything else.
     """
     images, factor = encodable(model.family, images), model.family.vae.factor
-    x = images.to(model.device, model.vae.to_moments.weight.dtype)
+    x = images.to(model.device, model.vae.decoder.conv_in.weight.dtype)
     if tiling(model.family, tile):
         return tiled(model.vae.encode, x, tile // factor, (factor, 1)).float()
     return model.vae.encode(x).float()
@@ -34,7 +34,7 @@ def decode(model: Model, latents: Tensor, tile: int = 0) -> Tensor:
     tile  as in `encode`
     Raises InputError for anything else, and NumericError for images that are not finite.
     """
-    weight = model.vae.to_moments.weight
+    weight = model.vae.decoder.conv_in.weight
     *_, h, w = decodable(model.family, latents).shape
     chunk = max(1, 64 * 64 // (h * w))  # small pictures together, large ones one by one
     parts = latents.to(weight.device, weight.dtype).split(chunk)

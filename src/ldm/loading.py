@@ -19,6 +19,7 @@ def load(
     copy: bool = False,
     ema: bool | None = None,
     revision: str | None = None,
+    fast: bool = False,
 ) -> Pipeline:
     """A Pipeline from a file or folder; from nothing, the trained model in this package.
 
@@ -33,8 +34,11 @@ def load(
     ema      whether the UNet is to have the moving averages of its weights; None: where the file has them and
              the official sampling took them
     revision of a name on the hub: a branch, tag or commit
+    fast     on a CPU: UNet and autoencoder are packed (`ldm.packed`), which takes some seconds, and compute
+             the same to rounding in less time; they cannot be trained, changed or saved then
     The networks are in evaluation mode and frozen; to train one, `pipe.unet.train().requires_grad_(True)`.
     Raises CheckpointError, naming file and key, for what cannot be loaded exactly; InputError; DeviceError.
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "variant": variant, "copy": copy, "ema": ema}
-    return Pipeline.of(load_model(source, family=family, revision=revision, **options))
+    pipe = Pipeline.of(load_model(source, family=family, revision=revision, **options))
+    return pipe.pack() if fast else pipe

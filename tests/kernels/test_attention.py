@@ -1,13 +1,10 @@
 """Triton's attention under its interpreter, whose bfloat16 products are wrong, against float64."""
 
-import os
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are read
 pytest.importorskip("triton")
 
 from ldm_kernels import backend
@@ -37,7 +34,7 @@ def inputs(b, h, n, m, d, dtype, layout, seed=0):
     return tuple(x[..., d:] if layout == "gaps" else x[..., :d].contiguous() for x in found)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     b=st.integers(1, 2), h=st.integers(1, 3), n=st.integers(1, 300), m=st.integers(1, 300),
     d=st.integers(8, 160), dtype=st.sampled_from(list(BOUNDS)),

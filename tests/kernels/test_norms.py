@@ -1,14 +1,11 @@
 """Triton's norms and gates under its interpreter against PyTorch in float64."""
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are read
 pytest.importorskip("triton")
 
 from ldm_kernels.norms import geglu, group_norm, layer_norm

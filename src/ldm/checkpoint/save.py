@@ -46,6 +46,7 @@ def save(pipe: Model, path: str | Path, layout: str | None = None, dtype: torch.
     """
     if not isinstance(pipe, Model):
         raise InputError(f"pipe must be a Pipeline, not {type(pipe).__name__}: call ldm.save(pipe, path)")
+    pipe.need_weights("saving")
     target = target_path(path)
     one_file = Path(path).suffix == ".safetensors"
     if layout is None:

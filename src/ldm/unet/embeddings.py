@@ -28,7 +28,7 @@ class TimeEmbedding(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, time_dim), nn.Linear(time_dim, time_dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        wave = sinusoid(t, self.dim).to(self.fc1.weight.dtype)
+        wave = sinusoid(t, self.dim).to(self.fc2.bias.dtype)
         return self.fc2(F.silu(self.fc1(wave)))
 
 

@@ -1,0 +1,171 @@
+"""Networks made ready to draw on a CPU: the same functions, their weights brought into order once.
+
+PyTorch brings a weight into the order of the processor's kernels at every call, which for the deep levels of
+a UNet, with few pixels and many channels, takes as long as the product itself. And a 3×3 convolution needs
+fewer products than it seems to (Winograd 1980; Lavin & Gray 2016, sec. 4.1): for the 2×2 pixels of a tile
+
+    y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A          16 products a channel instead of 36
+
+where g is the kernel and d the tile with a border. Summed over channels, ⊙ is 16 products of matrices.
+What is packed draws and does nothing else: it has no weights to be trained, changed or saved.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm.errors import DeviceError, InputError
+
+LEAST = 32  # channels of what is packed
+LEAST_TILED = 128  # channels of what is computed by tiles: with fewer the sums take longer than they save
+TILES = 512  # at once, so that they stay in the cache
+ROWS = 1024  # for which the order of a linear module's weight is chosen; it serves other numbers as well
+KERNEL = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])  # G
+
+
+def packable() -> bool:
+    """Whether this build of PyTorch can."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+@torch.no_grad()
+def pack(network: nn.Module) -> None:
+    """Make a network ready, in place; its weights are let go of. Raises DeviceError, InputError."""
+    if not packable():
+        raise DeviceError("this PyTorch has no oneDNN, which packs weights; load without fast=True")
+    for name, p in network.named_parameters():
+        if p.device.type != "cpu" or p.dtype != torch.float32:
+            raise InputError(f"{name} is {p.dtype} on {p.device}; what is packed is float32 on the CPU")
+    for module in network.modules():
+        if module._parameters.get("weight") is None:  # norms have one, and are left; what is packed has none
+            continue
+        if type(module) is nn.Linear:
+            pack_linear(module)
+        elif isinstance(module, nn.Conv2d):
+            pack_convolution(module)
+
+
+def is_packed(network: nn.Module) -> bool:
+    """Whether some of its weights are."""
+    return any(getattr(module, "packed", False) for module in network.modules())
+
+
+def pack_linear(module: nn.Linear) -> None:
+    """y = x Wᵀ + b."""
+    if min(module.weight.shape) < LEAST:
+        return
+    weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), ROWS)
+    take(module, "forward", partial(linear, weight, module.bias))
+
+
+def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """x [… c] -> [… c']."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(untrained(x), weight, bias, "none", [], "")
+    return y
+
+
+def pack_convolution(module: nn.Conv2d) -> None:
+    """By tiles, where that is less; else its weight in order. Few channels stay as they are, but lie last."""
+    weight = module.weight.detach()
+    least = min(weight.shape[:2])
+    if least < LEAST:
+        module.weight.data = weight.contiguous(memory_format=torch.channels_last)
+        return
+    plain = module.stride == (1, 1) and module.padding == (1, 1) and module.groups == 1
+    if least >= LEAST_TILED and module.kernel_size == (3, 3) and plain:
+        take(module, "_conv_forward", Tiled(weight, module.bias))
+    else:
+        take(module, "_conv_forward", Ordered(module, weight))
+
+
+def take(module: nn.Module, name: str, function: Callable[..., Tensor]) -> None:
+    """Let a function compute what the module's weight did."""
+    setattr(module, name, function)
+    module._parameters["weight"] = None
+    module.packed = True  # type: ignore[assignment]
+
+
+def untrained(x: Tensor) -> Tensor:
+    """x, which nothing is to be learnt of. Raises InputError."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise InputError("what is packed has no gradients; load without fast=True, or use torch.no_grad()")
+    return x
+
+
+class Ordered:
+    """A convolution whose weight is in the order of oneDNN, chosen when it first sees a size."""
+
+    def __init__(self, module: nn.Conv2d, weight: Tensor):
+        self.how = list(module.padding), list(module.stride), list(module.dilation), module.groups
+        self.weight, self.ready = weight.contiguous(memory_format=torch.channels_last), False
+
+    def __call__(self, x: Tensor, _: None, bias: Tensor | None) -> Tensor:
+        x = untrained(x).contiguous(memory_format=torch.channels_last)
+        if not self.ready:
+            order = torch.ops.mkldnn._reorder_convolution_weight
+            self.weight, self.ready = order(self.weight, *self.how, list(x.shape)), True
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self.weight, bias, *self.how, "none", [], "")
+        return y
+
+
+class Tiled:
+    """A 3×3 convolution of stride 1 and padding 1 by tiles of 2×2."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        flat = rearrange(weight, "o c i j -> (i j) (o c)").contiguous()
+        transformed = (torch.kron(KERNEL, KERNEL) @ flat).unflatten(1, weight.shape[:2])  # G g Gᵀ
+        self.weights = [torch.ops.mkldnn._reorder_linear_weight(each, TILES) for each in transformed]
+        self.channels = len(weight)
+
+    def __call__(self, x: Tensor, _: None, bias: Tensor | None) -> Tensor:
+        """x [b c h w] -> [b c' h w], channels last in memory."""
+        b, h, w = (untrained(x).shape[axis] for axis in (0, 2, 3))
+        high, wide = -(-h // 2), -(-w // 2)  # tiles; an odd size has a border more
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + w % 2, 1, 1 + h % 2))
+        out = x.new_empty(b, 2 * high, 2 * wide, self.channels)
+        for images, rows in parts(b, high, wide):
+            first, last = 2 * rows.start, 2 * rows.stop
+            seen = padded[images.start : images.stop, first : last + 2]
+            y = out[images.start : images.stop, first:last]
+            self.some(seen, y.unflatten(2, (wide, 2)).unflatten(1, (len(rows), 2)), bias)
+        return out[:, :h, :w].permute(0, 3, 1, 2)
+
+    def some(self, x: Tensor, y: Tensor, bias: Tensor | None) -> None:
+        """The tiles of some rows: x [b 2r+2 2t+2 c] into y [b r 2 t 2 c']."""
+        c, (b, r, _, t, *_) = x.shape[3], y.shape
+        m = [
+            [linear(w, None, v.reshape(-1, c)) for w, v in zip(weights, halved(part, 2, t), strict=True)]
+            for part, weights in zip(halved(x, 1, r), quarters(self.weights), strict=True)
+        ]
+        upper = [m0.add_(m1).add_(m2) for m0, m1, m2 in zip(m[0], m[1], m[2], strict=True)]
+        lower = [m1.sub_(m2).sub_(m3) for m1, m2, m3 in zip(m[1], m[2], m[3], strict=True)]
+        for i, line in enumerate((upper, lower)):
+            left, right = line[0] + line[1] + line[2], line[1] - line[2] - line[3]
+            for j, half in enumerate((left, right)):
+                half = half.view(b, r, t, -1)
+                y[:, :, i, :, j] = half if bias is None else half.add_(bias)
+
+
+def halved(x: Tensor, axis: int, count: int) -> Iterator[Tensor]:
+    """Bᵀ along an axis: of `count` overlapping fours d of numbers d0 - d2, d1 + d2, d2 - d1 and d1 - d3."""
+    d0, d1, d2, d3 = (x.narrow(axis, i, 2 * count - 1).unfold(axis, 1, 2).squeeze(-1) for i in range(4))
+    yield from (d0 - d2, d1 + d2, d2 - d1, d1 - d3)
+
+
+def quarters(weights: list[Tensor]) -> list[list[Tensor]]:
+    """16 in rows of 4."""
+    return [weights[i : i + 4] for i in range(0, 16, 4)]
+
+
+def parts(images: int, high: int, wide: int) -> Iterator[tuple[range, range]]:
+    """Images and rows of tiles that are computed at once."""
+    rows = max(1, min(high, TILES // wide))
+    together = max(1, TILES // (high * wide))
+    ranges = (range(at, min(at + together, images)) for at in range(0, images, together))
+    lines = [range(at, min(at + rows, high)) for at in range(0, high, rows)]
+    yield from product(ranges, lines)
