@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import image, imports, load, solver, training, unet
+from benchmarks import cpu, image, imports, load, solver, training, unet
 from benchmarks.table import Row, document, heading, line
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
     "load": load.rows,  # takes minutes, and 4.3 GB of disk for as long
     "unet-64": partial(unet.rows, 64),  # takes minutes
     "training": training.rows,  # takes minutes
+    "cpu": cpu.rows,  # takes minutes, and 12 GB of memory
 }
 USUAL = ("import", "solver", "unet", "image")
 
@@ -28,7 +29,7 @@ def main() -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"{', '.join(BENCHMARKS)}; all but the last three if not given",
+        help=f"{', '.join(BENCHMARKS)}; import, solver, unet and image if not given",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="also write machine, versions and table here"

@@ -78,6 +78,16 @@ def test_few_channels_stay_as_they_are():
     assert not is_packed(module) and all(part.weight is not None for part in module)
 
 
+@pytest.mark.parametrize(("c", "side"), [(64, 200), (64, 16)])
+def test_group_norm_of_many_pixels(c, side):
+    module = drawn(nn.GroupNorm(32, c))
+    x = (unit_noise(0, 2, c, side, side) + 2).contiguous(memory_format=torch.channels_last)
+    exact = torch.nn.functional.group_norm(x.double(), 32, module.weight.double(), module.bias.double())
+    loose = error(module(x), exact)
+    pack(module)
+    assert error(module(x), exact) < min(1e-6, 1.01 * loose)
+
+
 def test_every_tile_is_in_one_part():
     for images, high, wide in [(2, 32, 32), (1, 256, 256), (5, 2, 2), (3, 1, 700), (7, 8, 8)]:
         seen = [(i, row) for some, rows in parts(images, high, wide) for i in some for row in rows]

@@ -24,6 +24,8 @@ from ldm.errors import DeviceError, InputError
 LEAST = 32  # channels of what is packed
 LEAST_TILED = 128  # channels of what is computed by tiles: with fewer the sums take longer than they save
 TILES = 512  # at once, so that they stay in the cache
+MANY = 128 * 128  # pixels
+CACHED = 2**19  # numbers at once
 ROWS = 1024  # for which the order of a linear module's weight is chosen; it serves other numbers as well
 KERNEL = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])  # G
 
@@ -48,6 +50,8 @@ def pack(network: nn.Module) -> None:
             pack_linear(module)
         elif isinstance(module, nn.Conv2d):
             pack_convolution(module)
+        elif isinstance(module, nn.GroupNorm):
+            module.forward = partial(group_norm, module)  # type: ignore[method-assign]
 
 
 def is_packed(network: nn.Module) -> bool:
@@ -88,6 +92,36 @@ def take(module: nn.Module, name: str, function: Callable[..., Tensor]) -> None:
     setattr(module, name, function)
     module._parameters["weight"] = None
     module.packed = True  # type: ignore[assignment]
+
+
+def group_norm(module: nn.GroupNorm, x: Tensor) -> Tensor:
+    """GroupNorm of x [b c h w]; where there are many pixels, from the moments of some rows at a time.
+
+    PyTorch's own of channels that lie last adds up a million float32 numbers one by one.
+    """
+    b, _, h, w = x.shape
+    if h * w < MANY or not x.is_contiguous(memory_format=torch.channels_last):
+        return F.group_norm(x, module.num_groups, module.weight, module.bias, module.eps)
+    y, out = (rearrange(z, "b c h w -> b h w c") for z in (x, torch.empty_like(x)))
+    for i in range(b):
+        shift, scale = factors(module, x[i : i + 1])
+        torch.addcmul(shift, y[i], scale, out=out[i])
+    return rearrange(out, "b h w c -> b c h w")
+
+
+def factors(module: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """shift and scale [c] of an image [1 c h w], from the moments of some rows at a time."""
+    groups, (_, c, h, w) = module.num_groups, x.shape
+    lines = x.split(max(1, CACHED // (c * w)), dim=2)
+    told = [torch.native_group_norm(y, None, None, 1, c, y.shape[2] * w, groups, 0.0) for y in lines]
+    share = torch.tensor([y.shape[2] / h for y in lines], dtype=torch.float64)
+    means = torch.stack([mean[0] for _, mean, _ in told], dim=1).double()  # [groups lines]
+    mean = (means * share).sum(1, keepdim=True)
+    spreads = torch.stack([root[0] for _, _, root in told], dim=1).double() ** -2  # (1 / 0)^-2 of one colour
+    spread = ((spreads + (means - mean).square()) * share).sum(1, keepdim=True)
+    scale = rearrange(module.weight, "(g k) -> g k", g=groups) * (spread + module.eps).rsqrt()
+    shift = rearrange(module.bias, "(g k) -> g k", g=groups) - mean * scale
+    return shift.flatten().float(), scale.flatten().float()
 
 
 def untrained(x: Tensor) -> Tensor:

@@ -1,0 +1,115 @@
+"""A guided step of Stable Diffusion 1's UNet, and its decoder, on a CPU in float32, packed; and diffusers'.
+
+Weights are random, of the full width, and those of the peer: outputs are compared before anything is timed.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.table import Row
+from benchmarks.timing import medians
+from benchmarks.unet import TOKENS, diffusers_unet, fill, our_unet
+from ldm.checkpoint.diffusers import vae_rules
+from ldm.checkpoint.table import table
+from ldm.families import SD1
+from ldm.packed import pack
+from ldm.vae import VAE
+
+STEPS = {32: (5, 1.6), 64: (3, 1.25)}  # latent pixels along a side: rounds, and the goal
+DECODED = {32: (5, 1.3), 64: (3, 1.3)}
+
+
+def rows() -> Iterator[Row]:
+    """The UNet at 256 and 512 pixels, then the decoder."""
+    yield from steps()
+    yield from decodings()
+
+
+def steps() -> Iterator[Row]:
+    """A guided step: the UNet on a batch of two."""
+    peer = diffusers_unet()
+    plain, fast = our_unet(peer), our_unet(peer)
+    pack(fast)
+    for side, (rounds, goal) in STEPS.items():
+        generator = torch.Generator().manual_seed(side)
+        x = torch.randn(2, 4, side, side, generator=generator)
+        context = torch.randn(2, TOKENS, SD1.unet.context_dim, generator=generator)
+        t = torch.tensor([500.0, 500.0])
+        contestants: dict[str, Callable[[], Tensor]] = {
+            "ours": partial(fast, x, t, context),
+            "plain": partial(plain, x, t, context),
+            "theirs": partial(first, partial(peer, x, t, context, return_dict=False)),
+        }
+        yield row(f"guided step of SD 1's UNet, {8 * side}²", rounds, goal, contestants)
+
+
+def decodings() -> Iterator[Row]:
+    """A latent to a picture."""
+    peer = diffusers_vae()
+    plain, fast = our_vae(peer), our_vae(peer)
+    pack(fast)
+    for side, (rounds, goal) in DECODED.items():
+        z = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(side))
+        contestants: dict[str, Callable[[], Tensor]] = {
+            "ours": partial(fast.decode, z * SD1.vae.scale),
+            "plain": partial(plain.decode, z * SD1.vae.scale),
+            "theirs": partial(first, partial(peer.decode, z, return_dict=False)),
+        }
+        yield row(f"decoding by SD 1's autoencoder, {8 * side}²", rounds, goal, contestants)
+
+
+def first(call: Callable[[], tuple[Tensor, ...]]) -> Tensor:
+    """The first of what a call gives."""
+    return call()[0]
+
+
+def row(what: str, rounds: int, goal: float, contestants: dict[str, Callable[[], Tensor]]) -> Row:
+    """One line of the table. Raises AssertionError where the three differ."""
+    with torch.no_grad():
+        outs = {name: each() for name, each in contestants.items()}
+        seconds = medians(contestants, rounds, warm_up=0)
+    error = {
+        name: float((out - outs["plain"]).abs().max() / outs["plain"].abs().max())
+        for name, out in outs.items()
+    }
+    if not max(error.values()) < 1e-4:
+        raise AssertionError(f"{what}: outputs differ by {error}: not the same function")
+    note = (
+        f"packed; plain {seconds['plain']:.3g} s; packed is plain to {error['ours']:.0e}; "
+        f"{torch.get_num_threads()} threads"
+    )
+    return Row(what, seconds["ours"], seconds["theirs"], ratio=goal, note=note)
+
+
+def diffusers_vae() -> Any:
+    """diffusers' autoencoder of Stable Diffusion 1 with random weights."""
+    from diffusers import AutoencoderKL
+
+    channels = tuple(SD1.vae.channels)
+    with torch.device("meta"):
+        network: Any = AutoencoderKL(
+            block_out_channels=channels, latent_channels=4, layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * len(channels),
+            up_block_types=("UpDecoderBlock2D",) * len(channels),
+        )  # fmt: skip
+    network = network.to_empty(device="cpu").eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            fill(module, name, weight, generator)
+    return network
+
+
+def our_vae(peer: nn.Module) -> VAE:
+    """Our autoencoder on the peer's own tensors."""
+    with torch.device("meta"):
+        network = VAE(SD1.vae)
+    theirs = peer.state_dict()
+    sources = table(network.state_dict(), vae_rules())
+    state = {ours: source.form.load(theirs[source.key]) for ours, source in sources.items()}
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
