@@ -6,14 +6,24 @@ from pathlib import Path
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: no GPU is needed
 
 import pytest
+import torch
 from hypothesis import settings
 
 import ldm
 from tests import tiny
 from tests.weights.find import check_folder
 
-settings.register_profile("ldm", deadline=None, max_examples=60, derandomize=True)
+settings.register_profile("ldm", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("ldm")
+
+
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> None:
+    """Small tensors take longer on several threads than on one; the slow tests have large ones."""
+    torch.set_num_threads(THREADS if request.node.get_closest_marker("slow") else 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -387,6 +387,7 @@ def torchrun(*words, script=None):
     return process.returncode, out, error
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_does(many, file, tmp_path, one_thread):
     prompts = [*PROMPTS, "a", "b"]
     assert many(prompts, "--batch-size", "2", model=file)[0] == 0

@@ -144,6 +144,7 @@ def test_published_maps_are_those_of_stable_diffusion(pipe):
     assert fitted(pipe).shape == (5, 3)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_that_overflows_float16_stays_in_float32(tmp_path):
     sdxl = reduced("sdxl")
     with torch.no_grad():

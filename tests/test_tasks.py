@@ -24,6 +24,7 @@ def psnr(a, b):
     return float(-10 * np.log10(np.mean((np.asarray(a) / 255.0 - np.asarray(b) / 255.0) ** 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["a large red circle on a navy background", "two small green stars"])
 def test_an_inverted_image_is_drawn_again(trained, prompt):
     image = trained(prompt, seed=5, **QUIET)[0]

@@ -249,6 +249,7 @@ def not_named(copy, part, faults):
             yield key, fault, problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", FILES)
 def test_each_key_of_a_folder_is_missed_when_something_is_wrong_with_it(copy, monkeypatch, part):
     tiny.swift(monkeypatch)

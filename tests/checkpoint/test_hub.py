@@ -107,6 +107,7 @@ def test_a_folder_is_fetched_once(hub, tmp_path: Path):
     assert run(code, tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1") == "sd1"
 
 
+@pytest.mark.slow
 def test_one_file_of_a_repository(hub, tmp_path: Path):
     endpoint, asked = hub
     code = "ldm.load('org/file/model.safetensors', revision='main').family.name"

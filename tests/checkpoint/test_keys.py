@@ -146,6 +146,7 @@ def refused(path, header, key, fault):
     return name in problems
 
 
+@pytest.mark.slow
 def test_a_key_is_missed_when_something_is_wrong_with_it(header, needed, tmp_path, monkeypatch):
     """Every third key with one of the faults in turn; each with all of them in the slow run."""
     tiny.swift(monkeypatch)

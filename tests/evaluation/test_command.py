@@ -168,7 +168,7 @@ def test_pairs_that_cannot_be_measured_are_refused(folders, tmp_path):
         (("frechet", a, b, "--features", "eyes"), "features cannot be 'eyes'"),
         (("kernel", a, b), "a has 9 of 1000, as --size asks for"),
         (("kernel", a, b, "--size", 1), "size must be from 2"),
-        (("kernel", a, b, "--batch", 0), "batch must be from 1"),
+        (("frechet", a, b, "--batch", 0), "batch must be from 1"),
     ]:
         with pytest.raises(InputError, match=sentence):
             run(*arguments)

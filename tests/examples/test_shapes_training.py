@@ -108,6 +108,7 @@ def test_the_decoder_sees_whole_pictures_and_quarters_of_the_same():
         assert (windows == quarter[:, None, None]).all(-1).all(-1).all(0).any()
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_and_goes_on_makes_the_same_weights(run: Path, tmp_path: Path):
     whole = Run.step
     for steps in (5, 7, 6):  # in the decoder, which begins anew; after 3 of the first pass; of the second

@@ -58,6 +58,7 @@ def test_heads_of_the_families(d, m, dtype):
     assert float((forward(q, k, v).double() - exact(q, k, v)).abs().max()) < BOUNDS[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [5, 77, 160])
 def test_both_kernels_and_all_tiles_agree(m):
     q, k, v = inputs(2, 2, 70, m, 40, torch.float32, "gaps")

@@ -70,6 +70,7 @@ def decoded(pipe: ldm.Pipeline, z: Tensor) -> Tensor:
     return vae.decoder(vae.from_latent(codes[nearest].permute(0, 3, 1, 2)))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("name", "betas"), [("ldm-celeba256", (0.0015, 0.0195)), ("ldm-churches256", (0.0015, 0.0155))]

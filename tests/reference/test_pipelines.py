@@ -151,6 +151,7 @@ def test_a_sharded_folder_is_the_same_model(peer, folder, expected, tmp_path):
     assert error(run_ours(ldm.load(tmp_path), "ddim").latents, expected("ddim")) <= BOUND
 
 
+@pytest.mark.slow
 def test_a_half_precision_variant_is_diffusers_in_half_precision_weights(peer, tmp_path):
     half = copy.deepcopy(peer).to(dtype=torch.float16)
     half.save_pretrained(tmp_path, variant="fp16")
@@ -161,6 +162,7 @@ def test_a_half_precision_variant_is_diffusers_in_half_precision_weights(peer, t
         assert error(run_ours(found, "ddim").latents, theirs) <= BOUND
 
 
+@pytest.mark.slow
 def test_v_prediction_is_read_from_the_folder_and_computed_as_diffusers(tmp_path):
     peer = peer_pipeline(tmp_path / "tokenizer", seed=3, prediction_type="v_prediction")
     peer.save_pretrained(tmp_path / "v")

@@ -83,6 +83,7 @@ def one(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
     return {key: state[key]} if key in state else {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

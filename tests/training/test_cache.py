@@ -100,6 +100,7 @@ def work(folder: Path) -> list[torch.Tensor]:
     return [cached(folder, key, lambda i=i: {"x": torch.full((1000,), i)})["x"] for i, key in enumerate(keys)]
 
 
+@pytest.mark.slow
 def test_several_processes_fill_one_folder(tmp_path):
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
         runs = list(pool.map(work, [tmp_path] * 3))

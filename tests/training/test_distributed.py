@@ -87,6 +87,7 @@ def picture(run):
     return np.asarray(Image.open(paths[-1]).convert("RGB")).astype(int)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(few):
     folder, found = few
     check_alike(folder, found, ["ddp", "ddp-fsdp"])
@@ -111,6 +112,7 @@ def check_ended(folder, found, name):
     assert latest(folder / name).step == 2 and len(run["losses"]) == 2
 
 
+@pytest.mark.slow
 def test_where_one_is_killed_all_end_and_what_was_saved_stays(few):
     check_ended(*few, "dies-ddp")
 

@@ -69,6 +69,7 @@ def calls(prepare, folder):
     return len(system.calls), set(system.calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["once", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("always", "death"))]
 )
