@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.table import Row
 from benchmarks.timing import medians
-from benchmarks.unet import TOKENS, diffusers_unet, fill, our_unet
+from benchmarks.unet import TOKENS, diffusers_unet, filled, our_unet, sharing
 from ldm.checkpoint.diffusers import vae_rules
-from ldm.checkpoint.table import table
 from ldm.families import SD1
 from ldm.packed import pack
 from ldm.vae import VAE
@@ -96,20 +95,11 @@ def diffusers_vae() -> Any:
             down_block_types=("DownEncoderBlock2D",) * len(channels),
             up_block_types=("UpDecoderBlock2D",) * len(channels),
         )  # fmt: skip
-    network = network.to_empty(device="cpu").eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
-    for module in network.modules():
-        for name, weight in module.named_parameters(recurse=False):
-            fill(module, name, weight, generator)
-    return network
+    return filled(network)
 
 
 def our_vae(peer: nn.Module) -> VAE:
     """Our autoencoder on the peer's own tensors."""
     with torch.device("meta"):
         network = VAE(SD1.vae)
-    theirs = peer.state_dict()
-    sources = table(network.state_dict(), vae_rules())
-    state = {ours: source.form.load(theirs[source.key]) for ours, source in sources.items()}
-    network.load_state_dict(state, strict=True, assign=True)
-    return network.eval().requires_grad_(False)
+    return sharing(network, peer, vae_rules())

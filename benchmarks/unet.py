@@ -4,8 +4,8 @@ The weights are random and shared in memory: our tensors are views of diffusers'
 checkpoints. So both compute the same function, which is checked.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from benchmarks.table import Row
 from benchmarks.timing import medians
 from ldm.checkpoint.diffusers import unet_rules
-from ldm.checkpoint.table import table
+from ldm.checkpoint.table import Rule, table
 from ldm.families import SD1
 from ldm.unet import UNet
 
 ROUNDS = {32: 7, 64: 5}  # by latent pixels along a side: images of 256 and of 512 pixels
 TOKENS = 77
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def rows(side: int = 32) -> Iterator[Row]:
@@ -59,6 +60,11 @@ def diffusers_unet() -> Any:
         network: Any = UNet2DConditionModel(
             sample_size=64, cross_attention_dim=SD1.unet.context_dim, attention_head_dim=SD1.unet.heads
         )
+    return filled(network)
+
+
+def filled(network: nn.Module) -> Any:
+    """A network on the meta device, with random weights on the CPU."""
     network = network.to_empty(device="cpu").eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
@@ -82,8 +88,13 @@ def our_unet(peer: nn.Module) -> UNet:
     """Our UNet on the peer's own tensors."""
     with torch.device("meta"):
         network = UNet(SD1.unet)
+    return sharing(network, peer, unet_rules(SD1.unet))
+
+
+def sharing(network: Network, peer: nn.Module, rules: Sequence[Rule]) -> Network:
+    """A network of ours on the meta device, on the tensors of a peer whose names the rules tell."""
     theirs = peer.state_dict()
-    sources = table(network.state_dict(), unet_rules(SD1.unet))
+    sources = table(network.state_dict(), rules)
     state = {ours: source.form.load(theirs[source.key]) for ours, source in sources.items()}
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval().requires_grad_(False)

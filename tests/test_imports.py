@@ -86,8 +86,8 @@ MAY = {
         "reading", "request", "rows", "schedulers", "unet", "vae", "walk",
     },
     "commands": {
-        "checkpoint", "checks", "errors", "evaluation", "image", "inversions", "loading", "parameters",
-        "pictures", "pipeline", "prompts", "ranks", "reading", "request", "result", "rows", "schedulers",
+        "checkpoint", "checks", "errors", "evaluation", "image", "loading", "parameters", "pictures",
+        "pipeline", "prompts", "ranks", "reading", "request", "result", "rows", "schedulers",
         "training",
     },
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Attention for `ldm.attention_backend("triton")`: Triton's where that is the fastest, else PyTorch's.
 
 Which is the fastest of a shape is measured when the shape is first met on a device, some milliseconds each,
-and remembered as long as Python runs; so no shape is slower than with the best of PyTorch's own.
+and remembered as long as Python runs; so that no shape is slower than with the best of PyTorch's own.
 """
 
 import os

@@ -26,7 +26,7 @@ LEAST_TILED = 128  # channels of what is computed by tiles: with fewer the sums 
 TILES = 512  # at once, so that they stay in the cache
 MANY = 128 * 128  # pixels
 CACHED = 2**19  # numbers at once
-ROWS = 1024  # for which the order of a linear module's weight is chosen; it serves other numbers as well
+ROWS, SIDE = 1024, 32  # tokens and pixels along a side for which an order is chosen; it serves others as well
 KERNEL = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])  # G
 
 
@@ -44,7 +44,7 @@ def pack(network: nn.Module) -> None:
         if p.device.type != "cpu" or p.dtype != torch.float32:
             raise InputError(f"{name} is {p.dtype} on {p.device}; what is packed is float32 on the CPU")
     for module in network.modules():
-        if module._parameters.get("weight") is None:  # norms have one, and are left; what is packed has none
+        if module._parameters.get("weight") is None:  # it is packed already
             continue
         if type(module) is nn.Linear:
             pack_linear(module)
@@ -132,17 +132,16 @@ def untrained(x: Tensor) -> Tensor:
 
 
 class Ordered:
-    """A convolution whose weight is in the order of oneDNN, chosen when it first sees a size."""
+    """A convolution whose weight is in the order of oneDNN."""
 
     def __init__(self, module: nn.Conv2d, weight: Tensor):
         self.how = list(module.padding), list(module.stride), list(module.dilation), module.groups
-        self.weight, self.ready = weight.contiguous(memory_format=torch.channels_last), False
+        size = [1, module.in_channels, SIDE, SIDE]
+        last = weight.contiguous(memory_format=torch.channels_last)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(last, *self.how, size)
 
     def __call__(self, x: Tensor, _: None, bias: Tensor | None) -> Tensor:
         x = untrained(x).contiguous(memory_format=torch.channels_last)
-        if not self.ready:
-            order = torch.ops.mkldnn._reorder_convolution_weight
-            self.weight, self.ready = order(self.weight, *self.how, list(x.shape)), True
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self.weight, bias, *self.how, "none", [], "")
         return y
 

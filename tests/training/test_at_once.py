@@ -41,20 +41,20 @@ def test_a_folder_with_other_things_where_the_model_will_be(folder, tmp_path, ne
         train(told(folder, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
-def test_scores_that_are_none(folder, tmp_path, never, text):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "scores.json").write_text(text, "latin-1")
-    with pytest.raises(InputError, match=r"scores\.json .*; move it") as caught:
-        train(told(folder, tmp_path / "run"))
-    assert is_sentence(caught.value)
+ODD = {
+    "scores.json": (["{", "[1]", "\xff"], r"scores\.json .*; move it"),
+    "metrics.jsonl": (
+        ['{"loss": 1}\n', "\0\0}\n", "\xff}\n", "[1, {}]}\n", '"step"}\n', "3}\n"],
+        r"metrics\.jsonl is not what training wrote: .*; move it",
+    ),
+}
 
 
-@pytest.mark.parametrize("text", ['{"loss": 1}\n', "\0\0}\n", "\xff}\n", "[1, {}]}\n", '"step"}\n', "3}\n"])
-def test_metrics_that_are_none(folder, tmp_path, never, text):
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name in ODD for text in ODD[name][0]])
+def test_files_of_a_run_that_are_none(folder, tmp_path, never, name, text):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").write_text(text, "latin-1")
-    with pytest.raises(InputError, match=r"metrics\.jsonl is not what training wrote: .*; move it") as caught:
+    (tmp_path / "run" / name).write_text(text, "latin-1")
+    with pytest.raises(InputError, match=ODD[name][1]) as caught:
         train(told(folder, tmp_path / "run"))
     assert is_sentence(caught.value)
 

@@ -97,7 +97,6 @@ def judged(pipe: "Pipeline", options: argparse.Namespace, source: str | Path | N
     """Print the table of a pipeline, row by row, and write it where that is asked for."""
     from ldm.evaluation.shapes.scoring import ASPECTS, check_judged, score
 
-    check_place(options.json)
     check_judged(pipe)
     told = {"steps": options.steps, "guidance": options.guidance}
     table: dict[str, dict[str, float]] = {}
@@ -142,7 +141,7 @@ def kernel(options: argparse.Namespace) -> None:
 def pair(options: argparse.Namespace, least: int = 1) -> tuple["Tensor", "Tensor", dict[str, Any]]:
     """The features of A and B, and what is to be written of them. least: of each there must be so many."""
     from ldm.evaluation.extractors import extractor
-    from ldm.evaluation.features import from_file, from_folder
+    from ldm.evaluation.features import from_file, from_folder, pictures
 
     check_place(options.json)
     folders = options.a.is_dir() or options.b.is_dir()
@@ -150,25 +149,19 @@ def pair(options: argparse.Namespace, least: int = 1) -> tuple["Tensor", "Tensor
         raise InputError(f"--features {options.features} is for folders; A and B are files of features")
     name = (options.features or "pixels") if folders else None
     extract = extractor(name, options.device) if name else None
-    sets = []
-    for path in (options.a, options.b):  # before any is looked at, which may take long
-        if (count := counted(path)) < least:
-            raise InputError(f"{path} has {count} of {least}, as --size asks for; give more, or lower it")
-    for path in (options.a, options.b):
-        if path.is_dir() and extract is not None:
-            sets.append(from_folder(path, extract, batch=options.batch))
-        else:
-            sets.append(from_file(path))
-    a, b = sets
+    sets: list[Any] = []
+    for path in (options.a, options.b):  # both, before pictures are looked at, which may take long
+        sets.append(pictures(path) if path.is_dir() else from_file(path))
+        if len(sets[-1]) < least:
+            raise InputError(
+                f"{path} has {len(sets[-1])} of {least}, as --size asks for; give more, or lower it"
+            )
+    a, b = (
+        from_folder(path, extract, batch=options.batch) if extract and path.is_dir() else found
+        for path, found in zip((options.a, options.b), sets, strict=True)
+    )
     told = {"features": name, "a": str(options.a), "b": str(options.b), "rows": [len(a), len(b)]}
     return a, b, told
-
-
-def counted(path: Path) -> int:
-    """How many pictures a folder has, or features a file. Raises InputError for what is neither."""
-    from ldm.evaluation.features import from_file, pictures
-
-    return len(pictures(path) if path.is_dir() else from_file(path))
 
 
 def check_place(path: Path | None) -> None:

@@ -19,7 +19,6 @@ from ldm.checks import shown, whole
 from ldm.commands.lines import Line, within
 from ldm.commands.words import details, spaced, spoken
 from ldm.errors import InputError
-from ldm.inversions import added_tokens
 from ldm.parameters import parameters
 from ldm.pictures import Pictures, grown
 from ldm.prompts import weighted
@@ -177,8 +176,8 @@ def listed(said: dict[str, Any], wanted: Iterable[str]) -> str:
 
 
 def mark(pipe: ldm.Pipeline) -> str:
-    """What tells models apart: 64 bits that depend on some numbers of each tensor, and on added tokens."""
-    told = sha256("\0".join(added_tokens(pipe)).encode())
+    """What tells models apart: 64 bits that depend on some numbers of each tensor."""
+    told = sha256()
     for network in pipe.networks():
         for tensor in network.state_dict().values():
             step = max(1, tensor.numel() // SAMPLES)

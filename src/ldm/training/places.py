@@ -122,7 +122,7 @@ def held(folder: Path) -> Iterator[None]:
                 f"{folder} is where another run is training now; wait for it, or give another folder"
             ) from error
         except OSError as error:  # some network's file systems
-            log.debug("%s cannot be locked: %s", folder, error)
+            log.warning("%s cannot be kept to one run: %s; begin no other there", folder, error)
         yield
     finally:
         os.close(handle)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ldm.checkpoint.lora import NAMINGS
 from ldm.checks import nearest
 from ldm.errors import InputError
 from ldm.pipeline import Pipeline
@@ -24,7 +25,7 @@ from ldm.training.loop import Look, Watch
 from ldm.training.lora import LoRA
 from ldm.training.reconstruction import measured_scale, psnr, reconstructed, reconstruction_sheet, set_scale
 from ldm.training.rows import rows_of, some_rows
-from ldm.training.session import adamw, begun, family_of, followed, opened, written
+from ldm.training.session import adamw, begun, check_files, family_of, followed, opened, written
 from ldm.training.settings import DTYPES, DiffusionSettings, InversionSettings, LoraSettings, at_home
 from ldm.training.sheets import by_time, draw, place, prompts_of, sheet_path
 
@@ -63,13 +64,14 @@ def train_lora(
     """Train low-rank changes of a model and write them in the names of PEFT and of kohya; as above."""
     settings = at_home(settings)
     refuse_whole(settings)
+    paths = {naming: Path(settings.out) / f"lora-{naming}.safetensors" for naming in NAMINGS}
+    check_files(paths.values())
     pipe = prepared(settings, ranks)
     lora = LoRA(
         pipe, settings.rank, settings.alpha or None, targets=settings.targets, networks=settings.networks
     )
 
     def end() -> list[Path]:
-        paths = {naming: Path(settings.out) / f"lora-{naming}.safetensors" for naming in ("peft", "kohya")}
         for naming, path in paths.items() if ranks.first else ():
             lora.save(path, naming, DTYPES[settings.saved])
         return list(paths.values())
@@ -83,10 +85,11 @@ def train_inversion(
     """Train the embedding of a new word and write it in the form of diffusers; as above."""
     settings = at_home(settings)
     refuse_whole(settings)
-    check_said(settings)
-    pipe = prepared(settings, ranks)
-    word = TextualInversion(pipe, settings.token, settings.init or None, settings.vectors)
     path = Path(settings.out) / "word.safetensors"
+    check_files([path])
+    pipe = prepared(settings, ranks)
+    check_said(settings)
+    word = TextualInversion(pipe, settings.token, settings.init or None, settings.vectors)
 
     def end() -> list[Path]:
         if ranks.first:
@@ -174,8 +177,8 @@ def go(
     cache = Path(settings.data.cache) / "texts"
     texts = Texts(pipe, cache, settings.chunks) if remembers else None
     diffusion = Diffusion(pipe, settings, texts)
-    rows = rows_of(settings, pipe, ranks)
-    rows = replace(rows, batches=lambda first, plain=rows.batches: map(said, plain(first)))
+    plain = rows_of(settings, pipe, ranks)
+    rows = replace(plain, batches=lambda first: map(said, plain.batches(first)))
     run = begun(diffusion, pipe, rows, settings, ranks)
     followed(run, settings, looking(settings, pipe, diffusion, ranks, said), watch, progress)
     paths = list(end())

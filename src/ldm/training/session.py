@@ -36,13 +36,12 @@ from ldm.training.recompute import blocks_in, recomputed
 from ldm.training.rows import Rows, loss_of
 from ldm.training.settings import DTYPES, Settings, check, free
 
-LEFT = ("lora-peft.safetensors", "lora-kohya.safetensors", "word.safetensors")  # files at the end
-
 
 def opened(settings: Settings, ranks: Ranks) -> Pipeline:
     """The model that a run begins with, if its settings make sense and its folder can be written."""
     check(settings)
     check_divides(settings, ranks)
+    check_files([Path(settings.out) / CARD])
     if ranks.first:
         ready(settings.out)
         read_scores(Path(settings.out) / SCORES)
@@ -50,10 +49,14 @@ def opened(settings: Settings, ranks: Ranks) -> Pipeline:
     path, layout = target(settings, pipe.family)
     if layout == "diffusers":
         check_replaceable(path)
-    for name in (CARD, *LEFT):
-        if (path := Path(settings.out) / name).is_dir():
-            raise InputError(f"{path} is a folder, where a file will be written; move it away")
     return pipe
+
+
+def check_files(paths: Iterable[Path]) -> None:
+    """Raises InputError for folders where files are to be written at the end."""
+    for path in paths:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, where a file will be written; move it away")
 
 
 def check_divides(settings: Settings, ranks: Ranks) -> None:

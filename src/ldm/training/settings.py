@@ -181,7 +181,7 @@ def check(settings: Settings) -> None:
 
 def check_data(data: Data) -> None:
     """Raises InputError for what is not there, naming the field; all else is found where it is read."""
-    if not data.path.endswith(TARS) and not Path(home(data.path)).is_dir():
+    if not data.path.endswith(TARS) and not Path(data.path).is_dir():
         raise InputError(f"data.path: {data.path} is not a folder; give one with images, or tar shards")
     one_of("data.crop", data.crop, CROPS)
     number("data.flip", data.flip, 0, 1)
