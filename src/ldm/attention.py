@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import DeviceError, InputError
+from ldm.once import Once, by
 
 Backend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
@@ -92,10 +93,10 @@ class Attention(nn.Module):
         self.v = nn.Linear(context_dim or dim, inner, bias=bias)
         self.out = nn.Linear(inner, dim)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Once | None = None) -> Tensor:
         context = x if context is None else context
         q, k, v = (
             rearrange(y, "b n (h d) -> b h n d", h=self.heads)
-            for y in (self.q(x), self.k(context), self.v(context))
+            for y in (self.q(x), by(self.k, context), by(self.v, context))
         )
         return self.out(rearrange(attention(q, k, v, causal=self.causal), "b h n d -> b n (h d)"))

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from ldm.conditioning import Conditioning, join
+from ldm.once import Once
 from ldm.schedulers import Level, Prediction
 from ldm.schedulers.solvers import Denoise
 from ldm.unet import UNet
+
+AHEAD = 256  # rows of noise levels that are embedded at once
 
 
 class Guidance(NamedTuple):
@@ -59,6 +62,7 @@ class Denoiser:
     cond, uncond  conditionings of b rows each; uncond is not used where guidance w <= 1.
     guidance      w, or a Guidance.
     between       a conditioning on the way from uncond to cond, and its guidance w'.
+    ts            the noise levels that will be asked for, in order, as far as they are known.
     """
 
     def __init__(
@@ -69,8 +73,9 @@ class Denoiser:
         uncond: Conditioning | None = None,
         guidance: float | Guidance = 1.0,
         between: tuple[Conditioning, float] | None = None,
+        ts: Sequence[float] = (),
     ):
-        self.unet, self.prediction = unet, prediction
+        self.prediction = prediction
         self.dtype = unet.conv_in.weight.dtype
         self.guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         chain, self.weights = [cond], []
@@ -78,8 +83,8 @@ class Denoiser:
             chain, self.weights = [uncond, cond], [self.guidance.scale]
             if between is not None:
                 chain, self.weights = [uncond, between[0], cond], [between[1], self.guidance.scale]
-        self.alone = cond.to(self.dtype)
-        self.heard = join(*chain).to(self.dtype) if self.weights else self.alone
+        self.alone = Heard(unet, cond.to(self.dtype), ts)
+        self.heard = Heard(unet, join(*chain).to(self.dtype), ts) if self.weights else self.alone
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         if not self.weights or not self.guidance.acts(level):
@@ -96,13 +101,46 @@ class Denoiser:
             x0 = thresholded(x0, self.prediction.x0(x, cond, level), self.guidance.threshold)
         return x0
 
-    def network(self, x: Tensor, level: Level, heard: Conditioning) -> Tensor:
+    def network(self, x: Tensor, level: Level, heard: "Heard") -> Tensor:
         """What the UNet says of x, in float32."""
-        t = torch.full((len(x),), level.t, dtype=torch.float32, device=x.device)
-        context, vector, beside, label = heard
-        x = x.to(self.dtype)
-        x = x if beside is None else torch.cat([x, beside], dim=1)
-        return self.unet(x, t, context, vector, label).float()
+        return heard(x.to(self.dtype), level.t).float()
+
+
+class Heard:
+    """A UNet that hears one conditioning: (x [b c h w], t) -> what it says. Nothing is computed twice.
+
+    ts  as of a Denoiser
+    """
+
+    def __init__(self, unet: UNet, said: Conditioning, ts: Sequence[float]):
+        self.unet, self.said, self.ts = unet, said, list(ts)
+        self.context = None if said.context is None else Once(said.context)
+        self.times: dict[float, Once] = {}
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        context, vector, beside, label = self.said
+        b, x = len(x), x if beside is None else torch.cat([x, beside], dim=1)
+        if torch.is_grad_enabled() or not isinstance(self.unet, UNet):  # as one compiled or put in its place
+            return self.unet(x, full([t], b, x.device), context, vector, label)
+        return self.unet(x, self.time(t, b, x.device), self.context)
+
+    def time(self, t: float, b: int, device: torch.device) -> Once:
+        """What the UNet hears of a noise level; of those that follow it is made in the same products."""
+        if t not in self.times:
+            at = self.ts.index(t) if t in self.ts else None
+            ahead = [t] if at is None else self.ts[at : at + max(1, AHEAD // b)]
+            vector, label = (
+                z if z is None else z.repeat(len(ahead), *[1] * (z.dim() - 1))
+                for z in (self.said.vector, self.said.label)
+            )
+            table = Once(self.unet.embed(full(ahead, b, device), vector, label))
+            self.times = {t: table.at(slice(i * b, (i + 1) * b)) for i, t in enumerate(ahead)}
+        return self.times[t]
+
+
+def full(ts: Sequence[float], b: int, device: torch.device) -> Tensor:
+    """Each noise level for b images, [n b]."""
+    return torch.cat([torch.full((b,), t, dtype=torch.float32, device=device) for t in ts])
 
 
 def grouped(parts: Sequence[tuple[list[int], Denoise]]) -> Denoise:

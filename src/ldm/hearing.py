@@ -1,5 +1,6 @@
 """What a model's UNet hears and sees for a request; with it, the denoiser that solvers are handed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,18 +22,25 @@ from ldm.sight import SEES, Sight
 from ldm.watching import watched
 
 
-def denoiser(model: Model, request: Request, pictures: Pictures, noise: Draws) -> Denoise:
-    """The function (x, level) -> x0 that solvers are handed; rows of as many chunks are one batch."""
+def denoiser(
+    model: Model, request: Request, pictures: Pictures, noise: Draws, ts: Sequence[float] = ()
+) -> Denoise:
+    """The function (x, level) -> x0 that solvers are handed; rows of as many chunks are one batch.
+
+    ts  the noise levels that will be asked for, in order, as far as they are known
+    """
     seen = beside(model, request, pictures, noise)
     said = [(*row, n) for row, n in zip(request.spoken, request.negatives, strict=True)]
     groups, parts = by_length(model.tokenizers, said, request.details.prompt_weights), []
     for chunks, rows in groups.items():  # apart, so that no image depends on the length of other prompts
         own = None if seen is None else seen[rows]
-        parts.append((rows, guided(model, request.part(rows), own, chunks)))
+        parts.append((rows, guided(model, request.part(rows), own, chunks, ts)))
     return grouped(watched(model, request, parts))
 
 
-def guided(model: Model, request: Request, seen: Tensor | None, chunks: int) -> Denoiser:
+def guided(
+    model: Model, request: Request, seen: Tensor | None, chunks: int, ts: Sequence[float] = ()
+) -> Denoiser:
     """The denoiser of prompts of one length; seen: what the UNet sees beside the latent. [b c h w]"""
     family, told, label, middle = model.family, request.details, None, None
     cond = heard(model, request, chunks) if family.texts else Conditioning()
@@ -48,7 +56,7 @@ def guided(model: Model, request: Request, seen: Tensor | None, chunks: int) -> 
     guidance = Guidance(
         request.guidance, told.guidance_rescale, told.guidance_interval, told.dynamic_threshold
     )
-    return Denoiser(model.unet, family.prediction, cond, uncond, guidance, middle)
+    return Denoiser(model.unet, family.prediction, cond, uncond, guidance, middle, ts)
 
 
 def condition(

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.once import Once, by
+
 
 def keep(x: Tensor) -> Tensor:
     """x at the size it has."""
@@ -52,23 +54,27 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1)
         self.skip = nn.Conv2d(dim_in, dim_out, 1) if dim_in != dim_out else nn.Identity()
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | Once | None = None) -> Tensor:
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         h = self.normed(h, time)
         h = self.conv2(F.silu(h))
         h += self.skip(self.resample(x))
         return h
 
-    def normed(self, h: Tensor, time: Tensor | None) -> Tensor:
+    def normed(self, h: Tensor, time: Tensor | Once | None) -> Tensor:
         """The second norm, told the noise level."""
         if self.time is None or time is None:
             return self.norm2(h)
-        told = self.time(F.silu(time))[:, :, None, None]
+        told = by(self.tell, time)[:, :, None, None]
         if self.scale_shift:
             scale, shift = told.chunk(2, dim=1)
             return self.norm2(h) * (1 + scale) + shift
         h += told
         return self.norm2(h)
+
+    def tell(self, time: Tensor) -> Tensor:
+        """What the block hears of the noise level: [b time_dim] -> [b c]."""
+        return self.time(F.silu(time))  # type: ignore[misc]
 
 
 class Downsample(nn.Conv2d):

@@ -155,7 +155,7 @@ class Pipeline(Taught):
         if from_image and not painted_anew and details.denoising_start == 0:
             path = shorten(path, request.strength)
         start = None if latents is None else start_latents(latents, (len(request.seeds), *shape))
-        denoise = denoiser(self, request, pictures, noise)
+        denoise = denoiser(self, request, pictures, noise, [level.t for level in path])
         x = noise() if start is None else start.to(self.device)
         if from_image:
             z = encode(self, pictures.image, details.tile)

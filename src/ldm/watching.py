@@ -17,6 +17,7 @@ from ldm.attention import Attention
 from ldm.errors import InputError
 from ldm.maps import Kept, Look, Maps, Recorded, Said
 from ldm.model import Model
+from ldm.once import Once, plain
 from ldm.request import Request
 from ldm.rows import hears_classes
 from ldm.schedulers import Level
@@ -134,11 +135,11 @@ def listeners(unet: UNet) -> Iterator[tuple[str, nn.Module]]:
 
 
 @torch.no_grad()
-def keep(maps: Maps, part: str, attn: Attention, given: tuple[Tensor, Tensor], out: Tensor) -> None:
+def keep(maps: Maps, part: str, attn: Attention, given: tuple[Tensor | Once, ...], out: Tensor) -> None:
     """The hook: the conditional rows of a batch [.., conditional], if this is a call that is recorded."""
     asked = _asked.get()
     if asked is not None and asked.maps is maps:
-        x, context = (tensor[-len(asked.said) :] for tensor in given)
+        x, context = (plain(tensor)[-len(asked.said) :] for tensor in given)
         asked.add(part, shares(attn, x, context))
 
 

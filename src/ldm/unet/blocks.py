@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.attention import Attention
+from ldm.once import Once
 from ldm.unet.config import UNetConfig
 
 
@@ -27,7 +28,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(dim, heads, context_dim, crossing) for _ in range(depth))
         self.proj_out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Once | None) -> Tensor:
         h = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         for block in self.blocks:
             h = block(h, context)
@@ -45,7 +46,7 @@ class TransformerBlock(nn.Module):
         self.cross_attn = Attention(dim, heads, context_dim)
         self.ff = GEGLU(dim)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Once | None) -> Tensor:
         x = x + self.self_attn(self.norm_self(x), context if self.crossing else None)
         x = x + self.cross_attn(self.norm_cross(x), context)
         return x + self.ff(self.norm_ff(x))
@@ -59,7 +60,7 @@ class PlainAttention(nn.Module):
         self.norm = nn.GroupNorm(config.groups, dim, eps=1e-5)
         self.attn = Attention(dim, config.heads_at(dim), bias=True)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Once | None = None) -> Tensor:
         h = self.attn(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.errors import InputError
 from ldm.layers import Downsample, ResBlock, Upsample, double, half, keep
+from ldm.once import Once
 from ldm.unet.blocks import PlainAttention, Transformer
 from ldm.unet.config import UNetConfig
 from ldm.unet.embeddings import TimeEmbedding, VectorEmbedding
@@ -28,6 +29,7 @@ class UNet(nn.Module):
     vector   [b d]      for SDXL, `config.vector_dim` wide: pooled text and sizes
     label    [b]        int64, for the x4 upscaler: how noisy the low resolution image is
     Returns  [b c h w]  with `config.out_channels`
+    For many steps of one text, t may be `Once` of what `embed` made of it, and context `Once` of the tokens.
     Raises InputError for one of the last three that the network needs and was not given.
     """
 
@@ -61,20 +63,14 @@ class UNet(nn.Module):
     def forward(
         self,
         x: Tensor,
-        t: Tensor,
-        context: Tensor | None = None,
+        t: Tensor | Once,
+        context: Tensor | Once | None = None,
         vector: Tensor | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
         if context is None and self.config.context_dim:
             raise InputError(f"this UNet needs context, tokens [b m {self.config.context_dim}]")
-        time = self.time(t)
-        if self.vector is not None:
-            time = time + self.vector(given("vector", vector, f"[b {self.config.vector_dim}]"))
-        if self.label is not None:
-            time = time + self.label(
-                given("label", label, f"[b] of whole numbers below {self.config.labels}")
-            )
+        time = t if isinstance(t, Once) else self.embed(t, vector, label)
         x = self.conv_in(x)
         skips = [x]
         for level in self.down:
@@ -83,6 +79,19 @@ class UNet(nn.Module):
         for level in self.up:
             x = level(x, time, context, skips)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def embed(self, t: Tensor, vector: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        """What the residual blocks hear, [b time_dim]: the noise level with the vector and the label.
+
+        Raises InputError as a call does.
+        """
+        time: Tensor = self.time(t)
+        if self.vector is not None:
+            time = time + self.vector(given("vector", vector, f"[b {self.config.vector_dim}]"))
+        if self.label is not None:
+            labels = f"[b] of whole numbers below {self.config.labels}"
+            time = time + self.label(given("label", label, labels))
+        return time
 
 
 def given(name: str, value: Tensor | None, shape: str) -> Tensor:
@@ -102,7 +111,7 @@ class Level(nn.Module):
         self.res = nn.ModuleList(res_block(config, dim, width) for dim in dims)
         self.attn = nn.ModuleList(attention(config, width, depth, crossing) for _ in dims if depth)
 
-    def run(self, j: int, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+    def run(self, j: int, x: Tensor, time: Tensor | Once, context: Tensor | Once | None) -> Tensor:
         x = self.res[j](x, time)
         return self.attn[j](x, context) if self.attn else x
 
@@ -118,7 +127,9 @@ class DownLevel(Level):
         )
         self.down = None if last else smaller
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor | Once, context: Tensor | Once | None, skips: list[Tensor]
+    ) -> Tensor:
         for j in range(len(self.res)):
             x = self.run(j, x, time, context)
             skips.append(x)
@@ -137,7 +148,9 @@ class UpLevel(Level):
         larger = res_block(config, width, width, double) if config.res_sampling else Upsample(width)
         self.up = larger if i else None
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor | Once, context: Tensor | Once | None, skips: list[Tensor]
+    ) -> Tensor:
         for j in range(len(self.res)):
             x = self.run(j, torch.cat([x, skips.pop()], dim=1), time, context)
         if self.up is None:
@@ -155,7 +168,7 @@ class Mid(nn.Module):
         self.res1, self.res2 = res_block(config, dim, dim), res_block(config, dim, dim)
         self.attn = attention(config, dim, config.mid_depth)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | Once, context: Tensor | Once | None) -> Tensor:
         return self.res2(self.attn(self.res1(x, time), context), time)
 
 
