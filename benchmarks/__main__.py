@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import cpu, image, imports, load, solver, training, unet
+from benchmarks import cpu, gpu, image, imports, load, solver, training, unet
 from benchmarks.table import Row, document, heading, line
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
     "unet-64": partial(unet.rows, 64),  # takes minutes
     "training": training.rows,  # takes minutes
     "cpu": cpu.rows,  # takes minutes, and 12 GB of memory
+    "gpu": gpu.rows,  # takes nine minutes of an H200
 }
 USUAL = ("import", "solver", "unet", "image")
 

@@ -49,8 +49,11 @@ MAY = {
     "walk": {"errors", "request", "schedulers"},
     "trajectory": {"checks", "image", "motion", "walk"},
     "result": {"image", "trajectory"},
-    "packed": {"errors"},
-    "model": {"devices", "errors", "family", "packed", "unet", "vae"},
+    "pages": set(),
+    "winograd": {"pages"},
+    "fused": {"errors", "layers", "once", "unet", "winograd"},
+    "packed": {"errors", "fused", "layers", "pages", "unet", "winograd"},
+    "model": {"devices", "errors", "family", "packed", "pages", "unet", "vae"},
     "checkpoint": {
         "clip", "devices", "errors", "families", "family", "model", "schedulers", "unet", "vae",
     },

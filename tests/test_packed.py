@@ -5,14 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import ldm
 from ldm.errors import InputError
 from ldm.families import SD1
-from ldm.packed import LEAST, LEAST_TILED, Ordered, Tiled, is_packed, pack, packable, parts
+from ldm.layers import ResBlock, Upsample, half
+from ldm.once import Once
+from ldm.packed import LEAST, LEAST_TILED, is_packed, pack, packable
 from ldm.unet import UNet
+from ldm.unet.blocks import GEGLU
 from ldm.vae import VAE, VAEConfig
+from ldm.winograd import LEAST_PIXELS, parts
 from tests.tiny import error, unit_noise
 
 pytestmark = pytest.mark.skipif(not packable(), reason="this PyTorch has no oneDNN")
@@ -27,23 +32,33 @@ def drawn(module, seed=0):
     return module.eval().requires_grad_(False)
 
 
-SIZES = [(2, 8, 8), (1, 64, 40), (2, 7, 9), (3, 1, 1), (1, 2, 1), (1, 33, 64), (5, 4, 4)]
+SIZES = [(2, 8, 8), (1, 64, 40), (2, 7, 9), (3, 1, 1), (1, 2, 1), (1, 33, 64), (5, 16, 16), (1, 15, 35)]
+
+
+def exactly(module, x):
+    """A convolution in float64."""
+    bias = None if module.bias is None else module.bias.double()
+    return F.conv2d(x.double(), module.weight.double(), bias, module.stride, module.padding, 1, module.groups)
 
 
 @pytest.mark.parametrize(("b", "h", "w"), SIZES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution_by_tiles(b, h, w, bias):
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_convolution_by_tiles(b, h, w, bias, lasting):
+    """Where the weight lasts, few pixels are unfolded; else tiles take its place at the first use."""
     module = drawn(nn.Conv2d(LEAST_TILED, LEAST_TILED + 32, 3, padding=1, bias=bias))
-    x = unit_noise(7, b, LEAST_TILED, h, w)
-    exact = torch.nn.functional.conv2d(
-        x.double(), module.weight.double(), module.bias.double() if bias else None, padding=1
-    )
+    x, many = unit_noise(7, b, LEAST_TILED, h, w), unit_noise(8, 1, LEAST_TILED, 16, 16)
+    exact, exact_many = exactly(module, x), exactly(module, many)
     pack(module)
-    assert isinstance(module._conv_forward, Tiled)
+    module.tiles.lasting = lasting
     for given in (x, x.contiguous(memory_format=torch.channels_last)):
         before = given.clone()
         assert error(module(given), exact) < BOUND and torch.equal(given, before)
     assert error(module(x.roll(1, 3)), exact) > 0.1 or w == 1  # the bound sees one pixel
+    assert ("tiled" in vars(module.tiles)) == (h * w >= LEAST_PIXELS)
+    assert (module.weight is None) == (h * w >= LEAST_PIXELS and not lasting)
+    assert error(module(many), exact_many) < BOUND
+    assert error(module(x), exact) < BOUND  # also after another size
 
 
 OTHERS = {
@@ -54,14 +69,15 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_convolutions_are_put_in_order(name):
+def test_other_convolutions_have_channels_last(name):
     inputs, outputs, how = OTHERS[name]
     module = drawn(nn.Conv2d(inputs, outputs, **how))
     xs = [unit_noise(i, b, inputs, h, 12) for i, (b, h) in enumerate([(2, 16), (1, 9), (3, 30)])]
     wanted = [module(x) for x in xs]
     pack(module)
-    assert isinstance(module._conv_forward, Ordered)
+    assert is_packed(module) and not hasattr(module, "tiles")
     assert all(error(module(x), y) < BOUND for x, y in zip(xs, wanted, strict=True))
+    assert module(xs[0]).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (3, 77, 64), (2, 1000, 64)])
@@ -69,23 +85,67 @@ def test_linear_modules(shape):
     module, x = drawn(nn.Linear(64, 160)), unit_noise(0, *shape)
     wanted = module(x)
     pack(module)
-    assert module.weight is None and error(module(x), wanted) < BOUND
+    assert is_packed(module) and error(module(x), wanted) < BOUND
 
 
 def test_few_channels_stay_as_they_are():
     module = drawn(nn.Sequential(nn.Conv2d(4, 64, 3), nn.Conv2d(64, 3, 3), nn.Linear(LEAST - 1, 64)))
     pack(module)
-    assert not is_packed(module) and all(part.weight is not None for part in module)
+    assert not is_packed(module)
 
 
-@pytest.mark.parametrize(("c", "side"), [(64, 200), (64, 16)])
-def test_group_norm_of_many_pixels(c, side):
+@pytest.mark.parametrize(("c", "side", "mean"), [(64, 200, 2), (64, 16, 2), (32, 9, 0), (64, 50, 300)])
+def test_group_norm(c, side, mean):
+    """Many pixels cost no digits, and a mean far from zero only those that the numbers have not got."""
     module = drawn(nn.GroupNorm(32, c))
-    x = (unit_noise(0, 2, c, side, side) + 2).contiguous(memory_format=torch.channels_last)
-    exact = torch.nn.functional.group_norm(x.double(), 32, module.weight.double(), module.bias.double())
-    loose = error(module(x), exact)
+    x = (unit_noise(0, 2, c, side, side) + mean).contiguous(memory_format=torch.channels_last)
+    exact = F.group_norm(x.double(), 32, module.weight.double(), module.bias.double())
     pack(module)
-    assert error(module(x), exact) < (loose / 2 if side == 200 else 1e-6)
+    assert error(module(x), exact) < 1e-6 * max(1, mean / 10)
+    assert error(module(x + 0.1 * x.roll(1, 3)), exact) > 1e-3
+
+
+BLOCKS = {
+    "widening": {"dim_out": 256}, "as wide": {"dim_out": 128}, "told": {"dim_out": 128, "time_dim": 64},
+    "scaled": {"dim_out": 128, "time_dim": 64, "scale_shift": True},
+    "halved": {"dim_out": 128, "time_dim": 64, "resample": half}, "narrow": {"dim_out": 96, "time_dim": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("size", [(2, 16, 18), (2, 6, 4), (1, 40, 40)])
+def test_residual_blocks(name, size):
+    block = drawn(ResBlock(128, groups=32, eps=1e-6, **BLOCKS[name]))
+    b, h, w = size
+    x, time = unit_noise(0, b, 128, h, w), unit_noise(1, b, 64)
+    given = (x, time) if block.time else (x,)
+    wanted = block(*given)
+    pack(block)
+    before = x.clone()
+    assert error(block(*given), wanted) < BOUND and torch.equal(x, before)
+    if block.time:
+        assert error(block(x, Once(time)), wanted) < BOUND
+        assert error(block(x, time.roll(1, 1)), wanted) > 1e-2
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (2, 5, 9), (1, 40, 33)])
+@pytest.mark.parametrize("wanted", [None, (1, 0), (0, 1)])
+def test_upsampling(size, wanted):
+    module, (b, h, w) = drawn(Upsample(128)), size
+    x = unit_noise(0, b, 128, h, w)
+    to = None if wanted is None else torch.Size((2 * h - wanted[0], 2 * w - wanted[1]))
+    exact = module(x, to)
+    pack(module)
+    assert error(module(x, to), exact) < BOUND
+    assert error(module(x, torch.Size((2 * h, 2 * w))), module(x)) == 0
+
+
+@pytest.mark.parametrize("tokens", [3, 2000])
+def test_gates(tokens):
+    module, x = drawn(GEGLU(128)), unit_noise(0, 2, tokens, 128)
+    exact = module(x)
+    pack(module)
+    assert error(module(x), exact) < BOUND
 
 
 def test_every_tile_is_in_one_part():
@@ -97,7 +157,7 @@ def test_every_tile_is_in_one_part():
 def test_a_unet_and_an_autoencoder():
     config = replace(SD1.unet, channels=(128, 256), depth=(1, 1), mid_depth=1, context_dim=64)
     unet, vae = drawn(UNet(config)), drawn(VAE(VAEConfig(channels=(128, 128), res_blocks=1)), 1000)
-    x, t, context = unit_noise(0, 2, 4, 14, 10), torch.tensor([3.0, 900.0]), unit_noise(1, 2, 9, 64)
+    x, t, context = unit_noise(0, 2, 4, 26, 20), torch.tensor([3.0, 900.0]), unit_noise(1, 2, 9, 64)
     wanted, picture = unet(x, t, context), vae.decode(x)
     for network in (unet, vae):
         pack(network)

@@ -1,60 +1,70 @@
-"""Attention for `ldm.attention_backend("triton")`: Triton's where that is the fastest, else PyTorch's.
+"""Attention for `ldm.attention_backend("triton")`: Triton's where that is the fastest, else PyTorch's."""
 
-Which is the fastest of a shape is measured when the shape is first met on a device, some milliseconds each,
-and remembered as long as Python runs; so that no shape is slower than with the best of PyTorch's own.
-"""
-
-import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import triton.testing
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.attention import sdpa
 from ldm.errors import DeviceError
+from ldm_kernels import choice
 from ldm_kernels.attention import forward
+from ldm_kernels.choice import Contest
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels then run on a CPU, slowly
 TYPES = (torch.float16, torch.bfloat16)  # that tensor cores multiply without loss
 MOST_WIDTH = 512  # of a head
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+SCORES = 2**28  # bytes of scores that may be written down at once
+Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+aten = torch.ops.aten
 
 
-def through(kind: SDPBackend) -> Attend:
-    """PyTorch's attention by one of its kernels."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(kind):
-            return sdpa(q, k, v, False)
-
-    return attend
+# PyTorch's kernels by their own names: `sdpa_kernel` would switch the others off in all threads
 
 
-WAYS: dict[str, Attend] = {
-    "triton": forward,
-    "cudnn": through(SDPBackend.CUDNN_ATTENTION),
-    "flash": through(SDPBackend.FLASH_ATTENTION),
-    "efficient": through(SDPBackend.EFFICIENT_ATTENTION),
-}
-chosen: dict[tuple[Any, ...], str] = {}  # what was the fastest of a shape
+def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """By cuDNN."""
+    out: Tensor = aten._scaled_dot_product_cudnn_attention(q, k, v, None, False)[0]
+    return out
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """By FlashAttention-2."""
+    out: Tensor = aten._scaled_dot_product_flash_attention(q, k, v)[0]
+    return out
+
+
+def efficient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """By the kernels of xFormers."""
+    out: Tensor = aten._scaled_dot_product_efficient_attention(q, k, v, None, False)[0]
+    return out
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As PyTorch chooses, of so many queries at once that even scores written down take SCORES bytes."""
+    a_row = 4 * q.shape[:-2].numel() * k.shape[-2]
+    parts = [sdpa(part, k, v, False) for part in q.split(max(1, SCORES // max(1, a_row)), dim=-2)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+run = Contest("attention", {"triton": forward, "cudnn": cudnn, "flash": flash, "efficient": efficient}, plain)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """softmax(q kᵀ / √d) v, as `ldm.attention` defines it; q [b h n d], k and v [b h m d] -> [b h n d]."""
-    if causal or not covered(q, k, v):
+    if causal:
         return sdpa(q, k, v, causal)
+    if not covered(q, k, v):
+        return plain(q, k, v)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         result: Tensor = Recomputed.apply(q, k, v)
         return result
     return run(q, k, v)
 
 
-def ready() -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
+def ready() -> Attend:
     """`attend`, where it can be used. Raises DeviceError."""
-    if not INTERPRETED and not torch.cuda.is_available():
+    if not choice.INTERPRETED and not torch.cuda.is_available():
         raise DeviceError("the attention backend 'triton' needs a GPU, and torch finds none; leave it out")
     return attend
 
@@ -62,34 +72,9 @@ def ready() -> Callable[[Tensor, Tensor, Tensor, bool], Tensor]:
 def covered(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the kernels know such inputs; PyTorch's attention knows all."""
     kinds = {x.dtype for x in (q, k, v)}
-    known = len(kinds) == 1 and (INTERPRETED or (q.is_cuda and kinds <= set(TYPES)))
+    known = len(kinds) == 1 and (choice.INTERPRETED or (q.is_cuda and kinds <= set(TYPES)))
     shaped = q.dim() == 4 and q.shape[3] <= MOST_WIDTH and 0 not in (*q.shape, *k.shape)
     return known and shaped and all(x.stride(3) == 1 for x in (q, k, v))
-
-
-def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """By the fastest way."""
-    return forward(q, k, v) if INTERPRETED else WAYS[fastest(q, k, v)](q, k, v)
-
-
-def fastest(q: Tensor, k: Tensor, v: Tensor) -> str:
-    """The name of the way that is the fastest for such inputs."""
-    key = (q.device, q.dtype, q.shape, k.shape[2], q.stride(), k.stride(), v.stride())
-    if key not in chosen:
-        if torch.cuda.is_current_stream_capturing():  # nothing can be measured now, and nothing is noted
-            return "triton"
-        seconds = {name: time for name, way in WAYS.items() if (time := milliseconds(way, q, k, v))}
-        chosen[key] = min(seconds, key=seconds.__getitem__)
-    return chosen[key]
-
-
-def milliseconds(way: Attend, q: Tensor, k: Tensor, v: Tensor) -> float | None:
-    """The median time of a way; None if it does not know such inputs."""
-    try:
-        time: float = triton.testing.do_bench(lambda: way(q, k, v), warmup=5, rep=20, return_mode="median")
-    except RuntimeError:  # how PyTorch says that a kernel of its own is none for these
-        return None
-    return time
 
 
 class Recomputed(torch.autograd.Function):

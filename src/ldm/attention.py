@@ -24,7 +24,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 
 # A ContextVar, so that one thread's choice is not another's.
-_backend: ContextVar[Backend] = ContextVar("attention backend", default=sdpa)
+_backend: ContextVar[Backend] = ContextVar("attention backend")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
@@ -32,7 +32,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tenso
 
     causal: token i attends to tokens 0..i only.
     """
-    return _backend.get()(q, k, v, causal)
+    return in_force()(q, k, v, causal)
+
+
+def in_force(otherwise: Backend = sdpa) -> Backend:
+    """The backend that this thread's caller has chosen; if there is none, another."""
+    return _backend.get(otherwise)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def encode(model: Model, images: Tensor, tile: int = 0) -> Tensor:
     H and W are multiples of `family.vae.factor`. Raises InputError for anything else.
     """
     images, factor = encodable(model.family, images), model.family.vae.factor
-    x = images.to(model.device, model.vae.decoder.conv_in.weight.dtype)
+    x = images.to(model.device, model.vae.encoder.conv_in.weight.dtype)
     if tiling(model.family, tile):
         return tiled(model.vae.encode, x, tile // factor, (factor, 1)).float()
     return model.vae.encode(x).float()

@@ -34,8 +34,9 @@ def load(
     ema      whether the UNet is to have the moving averages of its weights; None: where the file has them and
              the official sampling took them
     revision of a name on the hub: a branch, tag or commit
-    fast     on a CPU: UNet and autoencoder are packed (`ldm.packed`), which takes some seconds, and compute
-             the same to rounding in less time; they cannot be trained, changed or saved then
+    fast     UNet and autoencoder are made ready to draw in less time, on a CPU in float32 (`ldm.packed`: the
+             same to rounding, in less memory), or on a GPU in bfloat16 or float16, with the extra `triton`
+             (docs/speed.md); they cannot be trained, changed, moved or saved then
     The networks are in evaluation mode and frozen; to train one, `pipe.unet.train().requires_grad_(True)`.
     Raises CheckpointError, naming file and key, for what cannot be loaded exactly; InputError; DeviceError.
     """

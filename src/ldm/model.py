@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ldm.devices import check_dtype, find_device
-from ldm.errors import InputError
+from ldm.errors import DeviceError, InputError
 from ldm.family import Family
 from ldm.packed import is_packed, pack
+from ldm.pages import forget, mapped, unwritten
 from ldm.unet import UNet
 from ldm.vae import VAE
 
@@ -41,6 +43,16 @@ def fitting(family: Family, name: str, dtype: torch.dtype) -> torch.dtype:
     """What a network computes in where `dtype` is asked for: float32 if float16 is too narrow for it."""
     narrow = name == "vae" and family.vae.overflows and dtype == torch.float16
     return torch.float32 if narrow else dtype
+
+
+def kernels() -> Any:
+    """What makes networks ready on a GPU. Raises DeviceError."""
+    try:
+        return import_module("ldm_kernels.networks")  # not before: it takes longer than all of ldm
+    except ImportError as error:
+        raise DeviceError(
+            f"fast=True on a GPU needs Triton ({error}): pip install 'ldm[triton]'; or leave it out"
+        ) from error
 
 
 class Model:
@@ -82,11 +94,16 @@ class Model:
         return self
 
     def pack(self: Self) -> Self:
-        """Make UNet and autoencoder ready to draw on a CPU, faster, by `packed`; returns self.
+        """Make UNet and autoencoder ready to draw, faster; returns self. By `packed` on a CPU, in float32.
 
+        On a GPU, in bfloat16 or float16, by the kernels of the extra `triton`; an autoencoder that is in
+        float32 there decodes in bfloat16 if its pictures then agree to 40 dB, else the logger "ldm" says so.
         They cannot be trained, changed or saved then. Put LoRAs on before. Raises InputError where they are
-        not float32 on the CPU; DeviceError without oneDNN.
+        of another dtype; DeviceError without oneDNN, or without Triton.
         """
+        if self.device.type == "cuda":
+            kernels().prepare(self)
+            return self
         for network in (self.unet, self.vae):
             pack(network)
         return self
@@ -95,6 +112,13 @@ class Model:
         """Raises InputError if they are packed."""
         if is_packed(self.unet) or is_packed(self.vae):
             raise InputError(f"{what} needs the weights, and these are packed; load without fast=True")
+
+    def rest(self) -> None:
+        """Give back the memory of weights that lie in files, if packed; who needs them reads them again."""
+        if is_packed(self.unet) and self.device.type == "cpu":
+            files = unwritten()
+            for network in self.networks():
+                forget(mapped(network.parameters(), files))
 
     def named_networks(self) -> dict[str, nn.Module]:
         """They by their names: "unet", "vae", and as `family.texts` has them."""

@@ -162,6 +162,7 @@ class Pipeline(Taught):
             x = x if painted_anew else noised(z, x, path)
             if pictures.mask is not None and family.beside != "inpaint":
                 denoise = knowing(denoise, z, latent_mask(pictures.mask, factor))
+        self.rest()  # the text encoders have spoken
         draws = moving(request, shape, family.schedule, self.device) if request.sampler.brownian else noise
         return x, path, request.sampler.solve(denoise, x, path, draws)
 
@@ -171,6 +172,7 @@ class Pipeline(Taught):
         images: Any = None
         if request.output != "latent":
             images = decode(self, x, request.details.tile)
+            self.rest()
             if pictures.image is not None and pictures.mask is not None:
                 images = paste(images, pictures.image, pictures.mask)
             images = presented(images, request.output, said)

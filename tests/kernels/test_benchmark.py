@@ -1,0 +1,139 @@
+"""The benchmark of a GPU, its pieces at a small size on a CPU: what runs there has run somewhere."""
+
+from functools import partial
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytest.importorskip("diffusers")
+
+from ldm_kernels import networks
+
+from benchmarks import gpu, gpu_attention, gpu_peers
+from benchmarks.gpu import Goals, Place
+from benchmarks.gpu_attention import SHAPES, Shape, exact, inputs, right, told
+from tests import reduced
+from tests.kernels.ways import by_pytorch
+
+CPU = Place("cpu", torch.float32)
+
+
+def clock(contestants, rounds):
+    """Runs each, and says that it took as many seconds as there were before it."""
+    return {name: (call(), float(i))[1] for i, (name, call) in enumerate(contestants.items(), start=1)}
+
+
+@pytest.fixture(autouse=True)
+def ways(monkeypatch):
+    by_pytorch(monkeypatch)
+    with torch.no_grad():
+        yield
+
+
+def test_without_a_gpu_it_ends_with_a_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch finds none; nothing was measured"):
+        next(gpu.rows())
+
+
+def test_the_shapes_are_those_asked_for():
+    found = {shape[1:3] and (shape.b * shape.h, *shape[3:6]) for shape in SHAPES}
+    own = {
+        (16, 4096, 4096, 40), (16, 1024, 1024, 80), (16, 256, 256, 160), (10, 9216, 9216, 64),
+        (20, 2304, 2304, 64), (20, 4096, 4096, 64), (40, 1024, 1024, 64),
+    }  # fmt: skip
+    text = {(heads, n, 77, d) for heads, n, _, d in own}
+    assert found == own | text | {(1, 16384, 16384, 512)} and len(SHAPES) == 15
+
+
+@pytest.mark.parametrize("m", [33, 7])
+def test_attention_is_compared_with_float64(m, monkeypatch):
+    shape = Shape("small", 1, 2, 33, m, 24, (("best", 1.5),))
+    given = inputs(shape, "cpu", torch.float32)
+    wanted = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in given))
+    monkeypatch.setattr(gpu_attention, "AT_ONCE", 100)
+    assert torch.allclose(exact(*given), wanted)
+    assert (given[0].stride(2) == 3 * 48) == (m == 33)  # parts of one projection
+    (row,) = gpu_attention.rows("cpu", clock, [shape])  # PyTorch's kernels are for GPUs: there is no best
+    assert (
+        row.ours is None
+        and row.note.startswith("by plain; triton 1000000.0 µs (")
+        and "flash: none" in row.note
+    )
+
+
+def test_what_is_not_attention_is_not_timed():
+    given = inputs(Shape("small", 1, 1, 9, 9, 16), "cpu", torch.float32)
+    with pytest.raises(AssertionError, match="not the same function"):
+        right({"triton": lambda q, k, v: 1.02 * exact(q, k, v)}, given)
+    with pytest.raises(RuntimeError, match="broken"):  # a kernel of this project must run
+        right({"triton": failing}, given)
+
+
+def failing(q, k, v):
+    raise RuntimeError("broken")
+
+
+def test_rows_of_an_attention():
+    shape = Shape("SD", 2, 8, 64, 64, 40, (("flash", 1.3), ("best", 3.0), ("cudnn", 1.05)))
+    times = {"triton": 2.0, "flash": 3.0, "efficient": 5.0}
+    first, *others = told(shape, times, dict.fromkeys(times, 1e-3), "triton")
+    assert (first.what, first.ours, first.theirs, first.ratio) == (
+        "attention, SD (16, 64, 64, 40)",
+        2.0,
+        3.0,
+        0.98,
+    )
+    assert "cudnn: none" in first.note and first.met
+    assert [(row.theirs, row.ratio, row.met) for row in others] == [(3.0, 1.3, True), (3.0, 3.0, False)]
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_steps_of_small_networks(name):
+    family = reduced.REDUCED[name]
+    peer = gpu_peers.diffusers_unet(family, *CPU)
+    goals, side = Goals(1.0, 3.0, 1.4), 2 ** len(family.unet.channels)
+    rows = list(gpu.steps(family, peer, side, goals, CPU, clock, compiling=False))
+    assert [(row.ours, row.theirs, row.ratio, row.most) for row in rows] == [
+        (1.0, None, None, 1.0), (1.0, 3.0, 3.0, None),
+    ]  # fmt: skip
+    assert rows[0].note.startswith("plain 2e+03 ms; from eager's output: ours ")
+
+
+def test_a_step_of_another_network_is_not_timed(monkeypatch):
+    family = reduced.REDUCED["sd1"]
+    peer = gpu_peers.diffusers_unet(family, *CPU)
+    right = gpu.peer_step
+    monkeypatch.setattr(gpu, "peer_step", lambda *given: 1.1 * right(*given))
+    with pytest.raises(AssertionError, match="not the same function"):
+        list(gpu.steps(family, peer, 16, Goals(1.0, 3.0, 1.4), CPU, clock, compiling=False))
+
+
+def test_what_torch_compile_cannot_has_no_figures():
+    calls = {"ours": lambda: torch.ones(2), "theirs": partial(failing, 1, 2, 3)}
+    row = gpu.compiled("a step", calls, clock, 1.4)
+    assert (row.ours, row.theirs, row.met) == (
+        None,
+        None,
+        None,
+    ) and row.note == "not measured: torch.compile: broken"
+    calls["theirs"] = lambda: torch.ones(2) * 1.001
+    assert gpu.compiled("a step", calls, clock, 1.4).met
+
+
+def test_decodings_of_a_small_autoencoder():
+    family = reduced.REDUCED["sd1"]
+    vae = gpu_peers.diffusers_vae(family, *CPU)
+    (row,) = gpu.decodings(family, vae, CPU, sides=(4,), clock=clock)
+    assert (row.ours, row.theirs) == (1.0, 3.0) and row.what.endswith(f"{4 * family.vae.factor}²")
+
+
+def test_an_image_of_small_networks(monkeypatch):
+    monkeypatch.setattr(gpu, "ROUNDS", 1)
+    family = reduced.REDUCED["sdxl"]
+    unet, vae = gpu_peers.diffusers_unet(family, *CPU), gpu_peers.diffusers_vae(family, *CPU)
+    pipe = gpu_peers.pipeline(family, unet, vae, *CPU)
+    networks.prepare(pipe)
+    row = gpu.image(pipe, {"num_inference_steps": 1, "height": family.size, "width": family.size}, 60.0)
+    assert row.met and row.what == f"image of sdxl, {family.size}², steps: 1"
