@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import cpu, gpu, image, imports, load, solver, training, unet
+from benchmarks import cpu, gpu, image, imports, load, memory, solver, training, unet
 from benchmarks.table import Row, document, heading, line
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
     "load": load.rows,  # takes minutes, and 4.3 GB of disk for as long
     "unet-64": partial(unet.rows, 64),  # takes minutes
     "training": training.rows,  # takes minutes
+    "memory": memory.rows,  # takes minutes, and 10 GB of disk for as long
     "cpu": cpu.rows,  # takes minutes, and 12 GB of memory
     "gpu": gpu.rows,  # takes nine minutes of an H200
 }

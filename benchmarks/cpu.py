@@ -1,6 +1,7 @@
 """A guided step of Stable Diffusion 1's UNet, and its decoder, on a CPU in float32, packed; and diffusers'.
 
 Weights are random, of the full width, and those of the peer: outputs are compared before anything is timed.
+The packed step hears text and noise level as a pipeline's steps do, from layers that spoke once a path.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from benchmarks.timing import medians
 from benchmarks.unet import TOKENS, diffusers_unet, filled, our_unet, sharing
 from ldm.checkpoint.diffusers import vae_rules
 from ldm.families import SD1
+from ldm.once import Once
 from ldm.packed import pack
 from ldm.vae import VAE
 
@@ -39,7 +41,7 @@ def steps() -> Iterator[Row]:
         context = torch.randn(2, TOKENS, SD1.unet.context_dim, generator=generator)
         t = torch.tensor([500.0, 500.0])
         contestants: dict[str, Callable[[], Tensor]] = {
-            "ours": partial(fast, x, t, context),
+            "ours": partial(fast, x, Once(fast.embed(t)), Once(context)),
             "plain": partial(plain, x, t, context),
             "theirs": partial(first, partial(peer, x, t, context, return_dict=False)),
         }

@@ -111,23 +111,28 @@ def check_same(told: dict[str, Told], sizes: Told) -> None:
 
 
 def ask(place: Path, way: str, dtype: str, *more: str, file: str = "sd.safetensors") -> Told:
-    """What a process of its own says of one load; it touches no network."""
+    """What a process of its own says of one load."""
+    return told("benchmarks.loader", way, dtype, place / file, place / "sd", *more)
+
+
+def told(module: str, *arguments: str | Path) -> Told:
+    """What a process of its own says, the last line of a module's output; it touches no network."""
     roots = [str(Path(ldm.__file__).parents[1]), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
     answer = subprocess.run(
-        [sys.executable, "-m", "benchmarks.loader", way, dtype, place / file, place / "sd", *more],
+        [sys.executable, "-m", module, *arguments],
         stdout=subprocess.PIPE, text=True, check=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, roots)), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
-    told: Told = json.loads(answer.stdout.splitlines()[-1])
-    return told
+    said: Told = json.loads(answer.stdout.splitlines()[-1])
+    return said
 
 
-def make(file: Path, folder: Path) -> None:
-    """Random weights of SD 1.5 in fp16, as a file in the official layout and as a folder in diffusers'."""
+def make(file: Path, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Random weights of SD 1.5, as a file in the official layout and as a folder in diffusers'."""
     generator = torch.Generator().manual_seed(0)
     built = {}
     for name, network in bare(SD1).items():
-        built[name] = network.half().to_empty(device="cpu").requires_grad_(False)
+        built[name] = network.to(dtype).to_empty(device="cpu").requires_grad_(False)
         for weight in built[name].parameters():
             weight.uniform_(-0.03, 0.03, generator=generator)
     texts = [built[text.name] for text in SD1.texts]

@@ -17,7 +17,8 @@ settings.register_profile("ldm", deadline=None, max_examples=30, derandomize=Tru
 settings.load_profile("ldm")
 
 
-THREADS = torch.get_num_threads()
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = max(1, torch.get_num_threads() // WORKERS)
 
 
 @pytest.fixture(autouse=True)

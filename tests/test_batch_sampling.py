@@ -420,3 +420,10 @@ def test_where_one_process_fails_all_end(many, file, tmp_path, one_thread, failu
     assert code == 0 and "3 images, " in out, error  # the other may have been ended before it drew one
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("out", "two"))
     assert one == two
+
+
+def test_pictures_drawn_fast_are_of_the_same_model(many):
+    assert "3 of them drawn now" in many()[1]
+    assert "0 of them drawn now" in many(PROMPTS, "--fast")[1]
+    assert "3 of them drawn now" in many(PROMPTS, "--fast", out="fast")[1]
+    assert "0 of them drawn now" in many(out="fast")[1]

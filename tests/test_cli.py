@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -171,3 +172,16 @@ def test_a_weight_of_a_lora_that_is_no_number(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["sample", "a", "--lora", "cats.safetensors=much"])
     assert stopped.value.code == 2 and "FILE=0.8" in capsys.readouterr().err
+
+
+def test_fast_pictures_are_the_same_but_for_rounding(tmp_path, capsys):
+    drawn = {}
+    for name, more in {"plain": [], "fast": ["--fast"]}.items():
+        words = ["sample", "a red circle", "-o", str(tmp_path / f"{name}.png"), "--steps", "3", "--seed", "1"]
+        assert main([*words, *more]) == 0
+        drawn[name] = np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int)
+    assert np.abs(drawn["fast"] - drawn["plain"]).max() <= 1
+    assert np.ptp(drawn["plain"]) > 50
+    capsys.readouterr()
+    error = refused(capsys, "sample", "a", "-o", tmp_path / "b.png", "--fast", "--dtype", "fp16")
+    assert "float16 on cpu; what is packed is float32 on the CPU" in error

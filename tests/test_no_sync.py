@@ -69,7 +69,7 @@ def on(device):
 @pytest.fixture(scope="module", params=DEVICES)
 def pipe(request):
     pipe = on(request.param)
-    pipe.unet.forward = lambda x, *told: x / 2  # the network itself is watched once
+    pipe.unet.forward = lambda x, t, context, vector, label: x / 2  # the network itself is watched once
     return pipe
 
 

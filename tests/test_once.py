@@ -56,6 +56,23 @@ def plainly(pipe: ldm.Pipeline, x: torch.Tensor, level: ldm.Level) -> torch.Tens
         return denoiser(pipe, [])(x, level).detach()
 
 
+def test_who_looks_at_the_network_or_stands_in_for_it_is_given_tensors():
+    pipe, seen = reduced.make("sdxl"), []
+    note = lambda *given: seen.append(given)  # noqa: E731
+    options = {"num_inference_steps": 2, "progress": False, "output_type": "latent", "seed": 1}
+    wanted = pipe("a cat", **options).latents
+    hook = pipe.unet.register_forward_hook(lambda unet, given, out: note(*given))
+    hooked = pipe("a cat", **options).latents
+    hook.remove()
+    run = pipe.unet.forward
+    pipe.unet.forward = lambda *given: (note(*given), run(*given))[1]
+    replaced = pipe("a cat", **options).latents
+    assert error(hooked, wanted) <= 1e-5 and torch.equal(hooked, replaced)
+    assert len(seen) == 4
+    for x, t, context, vector, label in seen:
+        assert all(isinstance(tensor, torch.Tensor) for tensor in (x, t, context, vector)) and label is None
+
+
 def test_texts_and_levels_pass_through_their_layers_once_a_path():
     pipe = reduced.make("sd1")
     asked, hooks = Counter(), []

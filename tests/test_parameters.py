@@ -66,7 +66,7 @@ def file(tmp_path, data):
         {"prompt": "x", "sampler": ldm.sampler("euler_ancestral", eta=0.3)},
         {"prompt": "x", "denoising_end": 0.5, "guidance_scale": -2},
     ],
-    ids=str,
+    ids=lambda told: ", ".join(f"{k} {getattr(v, 'name', v)}" for k, v in told.items()),
 )
 def test_a_file_makes_its_picture_again(pipe, tmp_path, told):
     first = pipe(**({"seed": 3} | told), progress=False)[0]

@@ -39,7 +39,8 @@ def pack(network: nn.Module) -> None:
         raise DeviceError("this PyTorch has no oneDNN, which computes what is packed; load without fast=True")
     for name, p in network.named_parameters():
         if p.device.type != "cpu" or p.dtype != torch.float32:
-            raise InputError(f"{name} is {p.dtype} on {p.device}; what is packed is float32 on the CPU")
+            what = f"{name} is {p.dtype} on {p.device}; what is packed is float32 on the CPU"
+            raise InputError(f"{what}: load with dtype=torch.float32")
     if is_packed(network):
         return
     files = unwritten()

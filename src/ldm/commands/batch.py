@@ -48,6 +48,8 @@ def draw_all(options: argparse.Namespace) -> None:
             logging.getLogger("ldm").setLevel(logging.ERROR)  # the first one warns
         pipe = opened(options, ranks.device)
         found = drawings(pipe, lines, folder, options, Pictures(given["image"], given["mask_image"]))
+        if options.fast:  # only now, for it is by its weights that a model is known
+            pipe.pack()
         count = draw(pipe, batches(found, most), given, ranks, options.overwrite)
         if ranks.first:
             with replacing(folder / MANIFEST) as file:

@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
     draw.add_argument("--mask", metavar="FILE", help="with --image: repaint only where this is white")
     draw.add_argument("--device", default="cpu", metavar="D")
     draw.add_argument("--dtype", choices=DTYPES, default="fp32")
+    draw.add_argument("--fast", action="store_true", help="the same pictures to rounding, in less time")
     add_many(draw)
 
 
@@ -82,6 +83,8 @@ def draw_one(options: argparse.Namespace) -> None:
     width, height = options.size or (None, None)
     given = pictures(options)
     pipe = opened(options, options.device)
+    if options.fast:
+        pipe.pack()
     result = pipe(
         spoken(pipe, options.prompt),
         options.negative,
