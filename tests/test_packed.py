@@ -1,5 +1,6 @@
 """What is packed computes the same, to rounding, and refuses what it cannot do any more."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_a_convolution_by_tiles(b, h, w, bias, lasting):
         before = given.clone()
         assert error(module(given), exact) < BOUND and torch.equal(given, before)
     assert error(module(x.roll(1, 3)), exact) > 0.1 or w == 1  # the bound sees one pixel
-    assert ("tiled" in vars(module.tiles)) == (h * w >= LEAST_PIXELS)
+    assert (module.tiles.tiled is not None) == (h * w >= LEAST_PIXELS)
     assert (module.weight is None) == (h * w >= LEAST_PIXELS and not lasting)
     assert error(module(many), exact_many) < BOUND
     assert error(module(x), exact) < BOUND  # also after another size
@@ -223,3 +224,15 @@ def test_a_lora_may_be_put_on_before():
     options = {"seed": 3, "num_inference_steps": 4, "output_type": "np", "progress": False}
     wanted = pipe("a red house", **options).images
     assert np.abs(pipe.pack()("a red house", **options).images - wanted).max() < 1e-4
+
+
+def test_threads_may_meet_at_the_first_use():
+    """The kernels of tiles are made then, by one of them, and the weight is let go of."""
+    for seed in range(5):
+        module = drawn(nn.Conv2d(LEAST_TILED, LEAST_TILED, 3, padding=1), seed)
+        x = unit_noise(9, 1, LEAST_TILED, 16, 16)
+        exact = exactly(module, x)
+        pack(module)
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(module, [x] * 8))
+        assert module.weight is None and all(error(y, exact) < BOUND for y in found)

@@ -11,8 +11,9 @@ gates before a convolution, and sums after it, cost no memory beside the cache.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
-from itertools import product
+from functools import partial
+from itertools import product as pairs
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +27,18 @@ Rows = Callable[[range, range], Tensor]  # of images and rows -> their pixels [b
 TILES = 512  # at once, so that they stay in the cache
 FEW = 64  # rows of a product
 LEAST_PIXELS, DEEP_PIXELS = 8 * 8, 16 * 16  # of an image that is computed by tiles, by many weights
+MAKING = Lock()  # kernels of tiles, by one thread at a time
 KERNEL = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])  # G
 
 
 def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     """x Wᵀ + b, [… c] -> [… c'], by oneDNN, which needs no other order of W than the file's."""
-    product = torch.ops.mkldnn._linear_pointwise
+    multiply = torch.ops.mkldnn._linear_pointwise
     if 1 < x.numel() // x.shape[-1] <= FEW:  # W xᵀ: of two factors the second is brought into another order
-        across = product(weight, x.reshape(-1, x.shape[-1]), None, "none", [], "")
+        across = multiply(weight, x.reshape(-1, x.shape[-1]), None, "none", [], "")
         y: Tensor = rearrange(across, "c n -> n c").contiguous().unflatten(0, x.shape[:-1])
         return y if bias is None else y.add_(bias)
-    y = product(x, weight, bias, "none", [], "")
+    y = multiply(x, weight, bias, "none", [], "")
     return y
 
 
@@ -45,36 +47,44 @@ class Convolution:
 
     def __init__(self, module: nn.Conv2d, files: list[Range]):
         self.module, self.channels, self.least = module, module.out_channels, LEAST_PIXELS
+        self.tiled: Tensor | None = None
         self.lasting = bool(mapped([module.weight], files))  # kept beside the tiles' it takes no memory
 
-    @cached_property
-    def tiled(self) -> Tensor:
+    def kernels(self) -> Tensor:
         """G g Gᵀ [16 c' c], made at the first use. The weight is let go of where it takes memory."""
-        weight = self.module.weight.detach()
-        kernel = torch.kron(KERNEL, KERNEL)
-        parts = [kernel @ rearrange(part, "o c i j -> (i j) (o c)") for part in weight.split(64)]
-        out = torch.cat([part.unflatten(1, (-1, weight.shape[1])) for part in parts], dim=1)
-        if not self.lasting:
-            self.module._parameters["weight"] = None
-        return out
+        with MAKING:
+            if self.tiled is None:
+                self.tiled = transformed(self.module.weight.detach())
+                if not self.lasting:
+                    self.module._parameters["weight"] = None
+            return self.tiled
 
     def __call__(self, rows: Rows, size: tuple[int, int, int], bias: Tensor, skip: Rows | None) -> Tensor:
         """rows [b h w c] of a size (b, h, w) -> [b h w c']. bias [b or 1, c']; skip [b h w c'] is added."""
         b, h, w = size
         weight = self.module._parameters["weight"]
         out = bias.new_empty(b, h, w, self.channels)
+        product: Callable[[Tensor], Tensor]
+        if weight is None or h * w >= self.least:
+            product = partial(by_tiles, self.kernels())
+        else:
+            product = partial(unfolded, weight)
         for images, lines in parts(b, -(-h // 2), -(-w // 2)):
             some = range(2 * lines.start, min(2 * lines.stop, h))
             seen = bordered(rows, images, some, h, 2 * len(lines))
-            if weight is None or h * w >= self.least:
-                y = by_tiles(self.tiled, seen)[:, : len(some), :w]
-            else:
-                y = unfolded(weight, seen[:, : len(some) + 2, : w + 2])
+            y = product(seen)[:, : len(some), :w]
             own = slice(images.start, images.stop)
             y += bias[own if len(bias) > 1 else slice(None), None, None]
             place = out[own, some.start : some.stop]
             place.copy_(y) if skip is None else torch.add(y, skip(images, some), out=place)
         return out
+
+
+def transformed(weight: Tensor) -> Tensor:
+    """G g Gᵀ of kernels [c' c 3 3] -> [16 c' c]."""
+    both = torch.kron(KERNEL, KERNEL)
+    parts = [both @ rearrange(part, "o c i j -> (i j) (o c)") for part in weight.split(64)]
+    return torch.cat([part.unflatten(1, (-1, weight.shape[1])) for part in parts], dim=1)
 
 
 def bordered(rows: Rows, images: range, some: range, high: int, wanted: int) -> Tensor:
@@ -121,4 +131,4 @@ def parts(images: int, high: int, wide: int) -> Iterator[tuple[range, range]]:
     together = max(1, TILES // (high * wide))
     ranges = (range(at, min(at + together, images)) for at in range(0, images, together))
     lines = [range(at, min(at + rows, high)) for at in range(0, high, rows)]
-    yield from product(ranges, lines)
+    yield from pairs(ranges, lines)
