@@ -184,4 +184,4 @@ def test_fast_pictures_are_the_same_but_for_rounding(tmp_path, capsys):
     assert np.ptp(drawn["plain"]) > 50
     capsys.readouterr()
     error = refused(capsys, "sample", "a", "-o", tmp_path / "b.png", "--fast", "--dtype", "fp16")
-    assert "float16 on cpu; what is packed is float32 on the CPU" in error
+    assert "--fast on a CPU is for --dtype fp32, not fp16" in error

@@ -50,7 +50,7 @@ MAY = {
     "trajectory": {"checks", "image", "motion", "walk"},
     "result": {"image", "trajectory"},
     "pages": set(),
-    "winograd": {"pages"},
+    "winograd": {"errors", "pages"},
     "fused": {"errors", "layers", "once", "unet", "winograd"},
     "packed": {"errors", "fused", "layers", "pages", "unet", "winograd"},
     "model": {"devices", "errors", "family", "packed", "pages", "unet", "vae"},
@@ -69,7 +69,7 @@ MAY = {
     "inversions": {"adapters", "checkpoint", "checks", "errors", "model"},
     "pipeline": {
         "coding", "conditioning", "details", "drawing", "hearing", "image", "inversions", "model",
-        "parameters", "parts", "pictures", "request", "result", "schedulers", "trajectory", "walk",
+        "packed", "parameters", "parts", "pictures", "request", "result", "schedulers", "trajectory", "walk",
     },
     "previews": {"checks", "coding", "family", "model"},
     "loading": {"checkpoint", "pipeline"},

@@ -73,18 +73,40 @@ def test_who_looks_at_the_network_or_stands_in_for_it_is_given_tensors():
         assert all(isinstance(tensor, torch.Tensor) for tensor in (x, t, context, vector)) and label is None
 
 
-def test_texts_and_levels_pass_through_their_layers_once_a_path():
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_2"])  # the second asks between the path's levels too
+@pytest.mark.parametrize("packed", [True, False])
+def test_texts_pass_through_their_layers_once_a_prompt_and_levels_once_a_path(sampler, packed, monkeypatch):
+    """Where nothing is packed each level is embedded alone, as it would be in a loop of one's own."""
     pipe = reduced.make("sd1")
+    monkeypatch.setattr("ldm.pipeline.is_packed", lambda unet: packed)
     asked, hooks = Counter(), []
     for name, module in pipe.unet.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(("cross_attn.k", "cross_attn.v", ".time")):
             note = lambda *_, name=name: asked.update([name])  # noqa: E731
             hooks.append(module.register_forward_hook(note))
-    pipe("a cat", num_inference_steps=4, progress=False, output_type="latent")
+    pipe("a cat", num_inference_steps=4, sampler=sampler, progress=False, output_type="latent")
     for hook in hooks:
         hook.remove()
-    assert len(asked) > 10
-    assert set(asked.values()) == {1}
+    texts = {name: count for name, count in asked.items() if "cross_attn" in name}
+    levels = {name: count for name, count in asked.items() if name not in texts}
+    between = 3 if sampler == "dpm_2" else 0
+    assert len(texts) > 5 and set(texts.values()) == {1}
+    assert len(levels) > 5 and set(levels.values()) == {(1 if packed else 4) + between}
+
+
+def test_a_loop_of_ones_own_is_the_pipelines_bit_for_bit():
+    pipe = reduced.make("sd1")
+    family, ddim = pipe.family, ldm.sampler("ddim")
+    noise = ldm.Noise([3], (family.vae.latent_channels, 8, 8))
+    path = ddim.path(family.schedule, 4, family.spacing, family.last)
+    said = [pipe.condition([prompt]) for prompt in ("a cat", "")]
+    denoise = ldm.Denoiser(pipe.unet, family.prediction, *said, 3.0)
+    with torch.no_grad():
+        *_, (x, _) = ddim.solve(denoise, noise(), path, noise)
+    f = 8 * family.vae.factor
+    options = {"height": f, "width": f, "guidance_scale": 3.0, "num_inference_steps": 4, "seed": 3}
+    same = pipe("a cat", sampler=ddim, output_type="latent", progress=False, **options).latents
+    assert torch.equal(x, same)
 
 
 def test_many_images_and_steps_are_embedded_in_parts(monkeypatch):

@@ -1,5 +1,7 @@
 """What is packed computes the same, to rounding, and refuses what it cannot do any more."""
 
+import copy
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -18,7 +20,7 @@ from ldm.packed import LEAST, LEAST_TILED, is_packed, pack, packable
 from ldm.unet import UNet
 from ldm.unet.blocks import GEGLU
 from ldm.vae import VAE, VAEConfig
-from ldm.winograd import LEAST_PIXELS, parts
+from ldm.winograd import LEAST_PIXELS, parts, transformed
 from tests.tiny import error, unit_noise
 
 pytestmark = pytest.mark.skipif(not packable(), reason="this PyTorch has no oneDNN")
@@ -57,7 +59,7 @@ def test_a_convolution_by_tiles(b, h, w, bias, lasting):
         assert error(module(given), exact) < BOUND and torch.equal(given, before)
     assert error(module(x.roll(1, 3)), exact) > 0.1 or w == 1  # the bound sees one pixel
     assert (module.tiles.tiled is not None) == (h * w >= LEAST_PIXELS)
-    assert (module.weight is None) == (h * w >= LEAST_PIXELS and not lasting)
+    assert module.weight.is_meta == (h * w >= LEAST_PIXELS and not lasting)
     assert error(module(many), exact_many) < BOUND
     assert error(module(x), exact) < BOUND  # also after another size
 
@@ -224,15 +226,89 @@ def test_a_lora_may_be_put_on_before():
     options = {"seed": 3, "num_inference_steps": 4, "output_type": "np", "progress": False}
     wanted = pipe("a red house", **options).images
     assert np.abs(pipe.pack()("a red house", **options).images - wanted).max() < 1e-4
+    with pytest.raises(InputError, match=r"^another weight of a LoRA needs the weights"):
+        pipe.adapters.weigh("houses", 0.5)
+    with pytest.raises(InputError, match=r"^taking a LoRA off needs the weights, and these are packed"):
+        pipe.unload_lora()
+    assert pipe.additions() == {"lora": {"houses": 1.0}}
 
 
-def test_threads_may_meet_at_the_first_use():
+def test_a_deep_level_makes_no_tiles_of_small_pictures():
+    config = replace(SD1.unet, channels=(128,) * 4, depth=(0,) * 4, mid_depth=0, context_dim=None)
+    unet = drawn(UNet(config))
+    pack(unet)
+    for module in unet.modules():
+        if hasattr(module, "tiles"):
+            module.tiles.lasting = True
+    with torch.no_grad():
+        unet(unit_noise(0, 1, 4, 64, 64), torch.tensor([3.0]))  # 8² in the deepest level
+    deep = (*unet.down[3:], unet.mid, *unet.up[:1])
+    tiled = {name: module.tiles for name, module in unet.named_modules() if hasattr(module, "tiles")}
+    inside = {id(module) for part in deep for module in part.modules()}
+    names = {name for name, module in unet.named_modules() if id(module) in inside}
+    for name, tiles in tiled.items():
+        assert (tiles.tiled is None) == (name in names and name != "up.0.up")  # whose picture is of 16²
+
+
+def test_threads_may_meet_at_the_first_use(monkeypatch):
     """The kernels of tiles are made then, by one of them, and the weight is let go of."""
-    for seed in range(5):
-        module = drawn(nn.Conv2d(LEAST_TILED, LEAST_TILED, 3, padding=1), seed)
-        x = unit_noise(9, 1, LEAST_TILED, 16, 16)
-        exact = exactly(module, x)
+    made = []
+
+    def slowly(weight):
+        made.append(weight)
+        time.sleep(0.05)
+        return transformed(weight)
+
+    monkeypatch.setattr("ldm.winograd.transformed", slowly)
+    module = drawn(nn.Conv2d(LEAST_TILED, LEAST_TILED, 3, padding=1))
+    x = unit_noise(9, 1, LEAST_TILED, 16, 16)
+    exact = exactly(module, x)
+    pack(module)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(module, [x] * 8))
+    assert len(made) == 1 and module.weight.is_meta
+    assert all(error(y, exact) < BOUND for y in found)
+
+
+def test_a_refused_model_is_left_as_it_was():
+    pipe = ldm.load()
+    pipe.vae.half()
+    with pytest.raises(InputError, match=r"is torch\.float16 on cpu; .*: load with dtype=torch\.float32"):
+        pipe.pack()
+    assert not is_packed(pipe.unet) and not is_packed(pipe.vae)
+
+
+def test_weights_are_not_to_be_learnt():
+    for module, x in (
+        (nn.Linear(64, 64), unit_noise(0, 3, 64)),
+        (nn.Conv2d(64, 64, 3), unit_noise(0, 1, 64, 8, 8)),
+    ):
         pack(module)
-        with ThreadPoolExecutor(4) as threads:
-            found = list(threads.map(module, [x] * 8))
-        assert module.weight is None and all(error(y, exact) < BOUND for y in found)
+        with pytest.raises(InputError, match="what is packed has no gradients"):
+            module(x)
+        with torch.no_grad():
+            module(x)
+
+
+def test_autocast_is_one_sentence_and_breaks_nothing(fast):
+    options = {"seed": 3, "num_inference_steps": 2, "output_type": "np", "progress": False}
+    pipe = ldm.load(fast=True)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="leave autocast out"):
+        pipe("a red circle", **options)
+    assert (
+        np.abs(pipe("a red circle", **options).images - fast("a red circle", **options).images).max() < 1e-5
+    )
+
+
+def test_a_copy_draws_by_itself_and_all_say_what_they_are():
+    options = {"seed": 3, "num_inference_steps": 2, "output_type": "np", "progress": False}
+    pipe = ldm.load(fast=True)
+    wanted = pipe("a red circle", **options).images
+    assert repr(pipe) == repr(ldm.load())
+    again = copy.deepcopy(pipe)
+    with torch.no_grad():
+        for module in pipe.unet.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.zero_()
+    assert (again("a red circle", **options).images == wanted).all()
+    assert (pipe("a red circle", **options).images != wanted).any()

@@ -40,12 +40,14 @@ class Adapters:
 
     def weigh(self, name: str, weight: float) -> None:
         """Give a LoRA another weight."""
+        self.model.need_weights("another weight of a LoRA")
         changes, _ = self.changes[self.known(name)]
         self.changes[name] = changes, number("weight", weight, -MOST_WEIGHT, MOST_WEIGHT)
         self.apply()
 
     def remove(self, name: str | None = None) -> None:
         """Take one off, or all: weights that nothing changes any more are the tensors they were."""
+        self.model.need_weights("taking a LoRA off")
         for gone in [self.known(name)] if name is not None else list(self.changes):
             del self.changes[gone]
         self.apply()

@@ -134,6 +134,8 @@ class Heard:
                 for z in (self.said.vector, self.said.label)
             )
             table = Once(self.unet.embed(full(ahead, b, device), vector, label))
+            if at is None:  # between two levels of the path
+                return table
             self.times = {t: table.at(slice(i * b, (i + 1) * b)) for i, t in enumerate(ahead)}
         return self.times[t]
 

@@ -18,9 +18,9 @@ from ldm.winograd import Rows, linear, unfolded
 CACHED, TOKENS = 2**19, 512  # numbers and tokens at once
 
 
-def untrained(x: Tensor) -> Tensor:
-    """x, which nothing is to be learnt of. Raises InputError."""
-    if torch.is_grad_enabled() and x.requires_grad:
+def untrained(x: Tensor, *weights: Tensor) -> Tensor:
+    """x, which nothing is to be learnt of, nor of weights. Raises InputError."""
+    if torch.is_grad_enabled() and any(z.requires_grad for z in (x, *weights)):
         raise InputError("what is packed has no gradients; load without fast=True, or use torch.no_grad()")
     return x
 
@@ -70,7 +70,7 @@ def moments(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """shift and scale [b c] with which GroupNorm of x [b h w c] is shift + scale x.
 
     Sums are of some pixels at a time, about the mean of the first, and float64 from there on, so that neither
-    many pixels nor a mean far from zero cost digits.
+    many pixels nor a mean far from zero cost the moments digits.
     """
     b, h, w, c = x.shape
     pixels = rearrange(x, "b h w c -> b (h w) c")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm.devices import check_dtype, find_device
 from ldm.errors import DeviceError, InputError
 from ldm.family import Family
-from ldm.packed import is_packed, pack
+from ldm.packed import check, is_packed, pack
 from ldm.pages import forget, mapped, unwritten
 from ldm.unet import UNet
 from ldm.vae import VAE
@@ -104,7 +104,10 @@ class Model:
         if self.device.type == "cuda":
             kernels().prepare(self)
             return self
-        for network in (self.unet, self.vae):
+        networks = [network for network in (self.unet, self.vae) if not is_packed(network)]
+        for network in networks:
+            check(network)
+        for network in networks:
             pack(network)
         return self
 

@@ -1,7 +1,8 @@
 """What layers make of an input that stays the same while others change, made once.
 
-Keys and values of a text are the same at every step, and what the residual blocks hear of the noise levels is
-known before the first. A network takes such an input as a tensor, or as `Once`, which remembers.
+Keys and values of a text are the same at every step; of a packed network, also what the residual blocks hear
+of the noise levels is made before the first, of all of them in one product, which rounds otherwise than a
+product of each. A network takes such an input as a tensor, or as `Once`, which remembers.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ pages of a file are given back level by level (`pages`).
 What is packed draws and does nothing else: its weights are not to be trained, changed, moved or saved.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -32,17 +32,23 @@ def packable() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-@torch.no_grad()
-def pack(network: nn.Module) -> None:
-    """Make a network ready, in place; its weights may be let go of. Raises DeviceError, InputError."""
+def check(network: nn.Module) -> None:
+    """Raises DeviceError, InputError where a network cannot be made ready."""
     if not packable():
         raise DeviceError("this PyTorch has no oneDNN, which computes what is packed; load without fast=True")
     for name, p in network.named_parameters():
         if p.device.type != "cpu" or p.dtype != torch.float32:
+            remedy = 'device="cpu"' if p.device.type != "cpu" else "dtype=torch.float32"
             what = f"{name} is {p.dtype} on {p.device}; what is packed is float32 on the CPU"
-            raise InputError(f"{what}: load with dtype=torch.float32")
+            raise InputError(f"{what}: load with {remedy}")
+
+
+@torch.no_grad()
+def pack(network: nn.Module) -> None:
+    """Make a network ready, in place; its weights may be let go of. Raises as `check`."""
     if is_packed(network):
         return
+    check(network)
     files = unwritten()
     for module in network.modules():
         for kind, change in CHANGES.items():
@@ -65,16 +71,21 @@ def is_packed(network: nn.Module) -> bool:
     return any(getattr(module, "packed", False) for module in network.modules())
 
 
-def take(module: Any, function: Callable[..., Any], name: str = "forward") -> None:
-    """Let a function compute what a method of the module does."""
-    setattr(module, name, partial(function, module))
+def take(module: Any, function: Callable[..., Any], *more: Any, name: str = "forward") -> None:
+    """Let function(module, *more, …) compute what a method of the module does."""
+    setattr(module, name, partial(function, module, *more))
     module.packed = True
 
 
 def pack_linear(module: nn.Linear, files: list[Range]) -> None:
     """y = x Wᵀ + b."""
     if type(module) is nn.Linear and min(module.weight.shape) >= LEAST:
-        take(module, lambda own, x: linear(own.weight, own.bias, untrained(x)))
+        take(module, product)
+
+
+def product(module: nn.Linear, x: Tensor) -> Tensor:
+    """As `Linear.forward`."""
+    return linear(module.weight, module.bias, untrained(x, module.weight))
 
 
 def pack_convolution(module: nn.Conv2d, files: list[Range]) -> None:
@@ -84,19 +95,47 @@ def pack_convolution(module: nn.Conv2d, files: list[Range]) -> None:
         return
     if min(module.weight.shape[:2]) >= LEAST_TILED and module.kernel_size == (3, 3) and plain:
         module.tiles = Convolution(module, files)  # type: ignore[assignment]
-    take(module, lambda own, x, weight, bias: as_image(convolved(own, as_pixels(x))), "_conv_forward")
+    take(module, convolution, name="_conv_forward")
 
 
-def level(module: nn.Module, files: list[Range]) -> None:
-    """Of a network's level, whose pages of the file are given back when it is done."""
-    pages, run = mapped(module.parameters(), files), module.forward
+def convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `Conv2d._conv_forward`."""
+    return as_image(convolved(module, as_pixels(untrained(x, weight))))
 
-    def forward(own: nn.Module, *given: Any, **more: Any) -> Tensor:
-        out: Tensor = run(*given, **more)
-        forget(pages)
-        return out
 
-    take(module, forward)
+class Held:
+    """Weights in files, whose pages can be given back. A copy of this holds none: its weights are others."""
+
+    def __init__(self, weights: Iterable[Tensor], files: list[Range]):
+        self.weights = [w.detach() for w in weights if mapped([w], files)]  # so that they stay where they are
+        self.pages = mapped(self.weights, files)
+        self.versions = [version(w) for w in self.weights]
+
+    def rest(self) -> None:
+        """Give the pages back. Raises InputError where something was written to them, which would be lost."""
+        if [version(w) for w in self.weights] != self.versions:
+            raise InputError("weights were changed after they were packed; change them, and then pack")
+        forget(self.pages)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Held, ([], [])
+
+
+def version(weight: Tensor) -> int:
+    """How often it was written to."""
+    return 0 if weight.is_inference() else weight._version
+
+
+def pack_level(module: nn.Module, files: list[Range]) -> None:
+    """A network's level gives its pages of the file back when it is done."""
+    take(module, level, Held(module.parameters(), files))
+
+
+def level(module: nn.Module, held: Held, *given: Any, **more: Any) -> Tensor:
+    """As the level's own `forward`."""
+    out: Tensor = type(module).forward(module, *given, **more)
+    held.rest()
+    return out
 
 
 def through(function: Callable[..., Tensor]) -> Callable[[Any, list[Range]], None]:
@@ -111,6 +150,6 @@ CHANGES: dict[type[nn.Module], Callable[[Any, list[Range]], None]] = {
     ResBlock: through(res_block),
     Upsample: through(upsample),
     GEGLU: through(geglu),
-    Level: level,
-    Mid: level,
+    Level: pack_level,
+    Mid: pack_level,
 }

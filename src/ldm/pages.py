@@ -31,27 +31,33 @@ def unwritten() -> list[Range]:
     """Where files are mapped to which nothing was written, in order; none where the system cannot tell."""
     if not sys.platform.startswith("linux") or not MAPS.exists():
         return []
-    found, now, inode = [], Range(0, 0), 0
+    found: list[Range] = []
     for line in MAPS.read_bytes().splitlines():
         if head := HEAD.match(line):
-            first, end, number = head.groups()
-            now, inode = Range(int(first, 16), int(end, 16)), int(number)
-        elif line.startswith(b"Anonymous:") and inode and not int(line.split()[1]):
-            found.append(now)
+            first, end, inode = head.groups()
+            if int(inode):
+                found.append(Range(int(first, 16), int(end, 16)))
+            of_file = bool(int(inode))
+        elif line.startswith((b"Anonymous:", b"Swap:")) and of_file and int(line.split()[1]):
+            found.pop()
+            of_file = False
     return found
 
 
 def mapped(tensors: Iterable[Tensor], files: list[Range]) -> list[Range]:
     """The whole pages of those tensors that lie in mapped files, neighbours together."""
     size, firsts = mmap.PAGESIZE, [file.first for file in files]
-    pages = []
+    pages: dict[int, list[Range]] = {}  # by the file
     for tensor in tensors:
-        first, end = tensor.data_ptr(), tensor.data_ptr() + tensor.untyped_storage().nbytes()
-        end = min(end, first + tensor.numel() * tensor.element_size())
+        if tensor.device.type != "cpu":
+            continue
+        first, length = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+        end = first + min(length, tensor.untyped_storage().nbytes())
         at = bisect_right(firsts, first) - 1
-        if tensor.device.type == "cpu" and at >= 0 and end <= files[at].end:
-            pages.append(Range(-(-first // size) * size, end // size * size))
-    return joined(page for page in pages if page.first < page.end)
+        own = Range(-(-first // size) * size, end // size * size)
+        if at >= 0 and end <= files[at].end and own.first < own.end:
+            pages.setdefault(at, []).append(own)
+    return [page for at in sorted(pages) for page in joined(pages[at])]
 
 
 def joined(ranges: Iterable[Range]) -> list[Range]:

@@ -18,6 +18,7 @@ from ldm.drawing import drawing, moving
 from ldm.hearing import condition, denoiser
 from ldm.inversions import Taught, added_tokens
 from ldm.model import Model
+from ldm.packed import is_packed
 from ldm.parameters import parameters, reused
 from ldm.parts import between, knowing, latent_mask, noised, paste, shorten
 from ldm.pictures import Pictures, grown, starts_at_image
@@ -155,7 +156,9 @@ class Pipeline(Taught):
         if from_image and not painted_anew and details.denoising_start == 0:
             path = shorten(path, request.strength)
         start = None if latents is None else start_latents(latents, (len(request.seeds), *shape))
-        denoise = denoiser(self, request, pictures, noise, [level.t for level in path])
+        # of a plain network each level is embedded alone, as in a loop of one's own
+        ts = [level.t for level in path] if is_packed(self.unet) else []
+        denoise = denoiser(self, request, pictures, noise, ts)
         x = noise() if start is None else start.to(self.device)
         if from_image:
             z = encode(self, pictures.image, details.tile)

@@ -67,8 +67,7 @@ def invert(
         raise InputError("image is missing; give the picture to invert")
     schedule = family.schedule
     path = request.sampler.path(schedule, request.steps, family.spacing, schedule.at(0))
-    ts = [level.t for level in reversed(path)]
-    denoise = denoiser(pipe, request, Pictures(), Noise(request.seeds, (1, 1, 1)), ts)
+    denoise = denoiser(pipe, request, Pictures(), Noise(request.seeds, (1, 1, 1)))
     z = pipe.encode(pictures.image, request.details.tile)
     walk = list(solvers.invert(denoise, z, path, rounds=rounds, tolerance=tolerance))
     same = replace(request.sampler, spacing=lambda *_: path, steps=len(path) - 1)

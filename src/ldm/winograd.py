@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.errors import InputError
 from ldm.pages import Range, mapped
 
 Rows = Callable[[range, range], Tensor]  # of images and rows -> their pixels [b r w c]
@@ -32,7 +33,15 @@ KERNEL = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0,
 
 
 def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """x Wᵀ + b, [… c] -> [… c'], by oneDNN, which needs no other order of W than the file's."""
+    """x Wᵀ + b, [… c] -> [… c'], by oneDNN, which needs no other order of W than the file's.
+
+    Raises InputError for x of another dtype or width.
+    """
+    if x.dtype != weight.dtype or x.shape[-1] != weight.shape[1]:
+        raise InputError(
+            f"what is packed was given {x.dtype} of {x.shape[-1]} numbers, and takes {weight.dtype} of "
+            f"{weight.shape[1]}; convert it, and leave autocast out"
+        )
     multiply = torch.ops.mkldnn._linear_pointwise
     if 1 < x.numel() // x.shape[-1] <= FEW:  # W xᵀ: of two factors the second is brought into another order
         across = multiply(weight, x.reshape(-1, x.shape[-1]), None, "none", [], "")
@@ -54,18 +63,19 @@ class Convolution:
         """G g Gᵀ [16 c' c], made at the first use. The weight is let go of where it takes memory."""
         with MAKING:
             if self.tiled is None:
-                self.tiled = transformed(self.module.weight.detach())
-                if not self.lasting:
-                    self.module._parameters["weight"] = None
+                weight = self.module.weight.detach()
+                self.tiled = transformed(weight)
+                if not self.lasting:  # of it stays what it was like
+                    self.module.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
             return self.tiled
 
     def __call__(self, rows: Rows, size: tuple[int, int, int], bias: Tensor, skip: Rows | None) -> Tensor:
         """rows [b h w c] of a size (b, h, w) -> [b h w c']. bias [b or 1, c']; skip [b h w c'] is added."""
         b, h, w = size
-        weight = self.module._parameters["weight"]
+        weight = self.module.weight
         out = bias.new_empty(b, h, w, self.channels)
         product: Callable[[Tensor], Tensor]
-        if weight is None or h * w >= self.least:
+        if weight.is_meta or h * w >= self.least:
             product = partial(by_tiles, self.kernels())
         else:
             product = partial(unfolded, weight)
@@ -82,9 +92,10 @@ class Convolution:
 
 def transformed(weight: Tensor) -> Tensor:
     """G g Gᵀ of kernels [c' c 3 3] -> [16 c' c]."""
-    both = torch.kron(KERNEL, KERNEL)
-    parts = [both @ rearrange(part, "o c i j -> (i j) (o c)") for part in weight.split(64)]
-    return torch.cat([part.unflatten(1, (-1, weight.shape[1])) for part in parts], dim=1)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        both = torch.kron(KERNEL, KERNEL)
+        parts = [both @ rearrange(part, "o c i j -> (i j) (o c)") for part in weight.split(64)]
+        return torch.cat([part.unflatten(1, (-1, weight.shape[1])) for part in parts], dim=1)
 
 
 def bordered(rows: Rows, images: range, some: range, high: int, wanted: int) -> Tensor:

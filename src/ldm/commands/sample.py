@@ -58,6 +58,8 @@ def add_many(draw: argparse.ArgumentParser) -> None:
 
 def sample(options: argparse.Namespace) -> None:
     """Draw images and write them, each with its parameters inside."""
+    if options.fast and options.device == "cpu" and options.dtype != "fp32":
+        raise InputError(f"--fast on a CPU is for --dtype fp32, not {options.dtype}; leave one of them out")
     if options.prompts is not None:
         if options.prompt is not None:
             raise InputError(f"--prompts {options.prompts} and a prompt beside it; give one of them")
