@@ -19,7 +19,10 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
     "training": training.rows,  # takes minutes
     "memory": memory.rows,  # takes minutes, and 10 GB of disk for as long
     "cpu": cpu.rows,  # takes minutes, and 12 GB of memory
-    "gpu": gpu.rows,  # takes nine minutes of an H200
+    "gpu": partial(gpu.rows, gpu.attention, gpu.eager, gpu.compiled),  # takes nine minutes of an H200
+    "gpu-attention": partial(gpu.rows, gpu.attention),
+    "gpu-steps": partial(gpu.rows, gpu.eager),
+    "gpu-compiled": partial(gpu.rows, gpu.compiled),  # takes most of them
 }
 USUAL = ("import", "solver", "unet", "image")
 
@@ -46,8 +49,8 @@ def main() -> None:
         for row in BENCHMARKS[name]():
             rows.append(row)
             print(line(row), flush=True)
-    if given.out:
-        given.out.write_text(document(rows), encoding="utf-8")
+            if given.out:  # each time, as what comes next may not end
+                given.out.write_text(document(rows), encoding="utf-8")
     missed = [row.what for row in rows if row.met is False]
     if missed:
         print(f"missed: {'; '.join(missed)}", file=sys.stderr)

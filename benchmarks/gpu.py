@@ -1,7 +1,10 @@
 """Attention, a guided step, a picture and its decoding on a GPU in bfloat16, packed; and diffusers'.
 
 Weights are random, of the full width, and those of the peer: outputs are compared before anything is timed.
-Nine minutes on an H200, most of which is torch.compile.
+In all networks channels lie last, and cuDNN tries which of its convolutions are the fastest.
+
+Nine minutes on an H200, most of which is torch.compile. Where a GPU is lent for a shorter time, the parts are
+benchmarks of their own: `gpu-attention`, `gpu-steps` and `gpu-compiled`.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import gpu_attention
-from benchmarks.gpu_clock import Clock, events
+from benchmarks.gpu_clock import Clock, events, tried
 from benchmarks.gpu_peers import diffusers_unet, diffusers_vae, heard, our_unet, our_vae, pipeline
 from benchmarks.table import Row, installed
 from benchmarks.timing import medians
@@ -28,6 +31,8 @@ SCALE = 2.0  # of guidance: more would take no longer, but make more of rounding
 ROUNDS, CALLS = 9, 5
 APART = 0.05  # |a - b| / |b| of two ways through a UNet in bfloat16
 COMPILED = "reduce-overhead"  # torch.compile with graphs of its own
+UNFUSED = ", without fuse_qkv_projections"  # of the peer
+STEPS: Clock = partial(events, calls=CALLS)
 Call = Callable[[], Tensor]
 
 
@@ -39,6 +44,9 @@ class Goals(NamedTuple):
     compiled: float  # and as diffusers under torch.compile
 
 
+SIZES = ((SD1, 64, Goals(4e-3, 3.0, 1.4)), (SDXL, 128, Goals(27e-3, 1.8, 1.2)))  # pixels of a latent's side
+
+
 class Place(NamedTuple):
     """Where and in what is measured."""
 
@@ -46,23 +54,45 @@ class Place(NamedTuple):
     dtype: torch.dtype = torch.bfloat16
 
 
-def rows() -> Iterator[Row]:
-    """All of it. Ends Python with a sentence where there is no GPU."""
+def rows(*parts: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    """Some of the parts that follow. Ends Python with a sentence where there is no GPU."""
     if not torch.cuda.is_available():
         raise SystemExit(
             "python -m benchmarks gpu measures a GPU, and torch finds none; nothing was measured"
         )
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield Row("device", None, note=device())
+        with torch.no_grad():
+            for part in parts:
+                yield from part()
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def attention() -> Iterator[Row]:
+    """Attention by itself."""
+    yield from gpu_attention.rows()
+
+
+def eager() -> Iterator[Row]:
+    """Steps, decodings and pictures, without torch.compile."""
     place = Place()
-    yield Row("device", None, note=device())
-    with torch.no_grad():
-        yield from gpu_attention.rows()
-        for family, side, goals in ((SD1, 64, Goals(4e-3, 3.0, 1.4)), (SDXL, 128, Goals(27e-3, 1.8, 1.2))):
-            unet, vae = diffusers_unet(family, *place), diffusers_vae(family, *place)
-            if family is SDXL:
-                yield from images(unet, vae, place)
-            else:
-                yield from decodings(family, vae, place)
-            yield from steps(family, unet, side, goals, place)
+    for family, side, goals in SIZES:
+        unet, vae = diffusers_unet(family, *place), diffusers_vae(family, *place)
+        if family is SDXL:
+            yield from images(unet, vae, place)
+        else:
+            yield from decodings(family, vae, place)
+        yield from steps(Step(family, side, place), unet, goals)
+
+
+def compiled() -> Iterator[Row]:
+    """Steps, and peers under torch.compile."""
+    place = Place()
+    for family, side, goals in SIZES:
+        yield from compiled_steps(Step(family, side, place), diffusers_unet(family, *place), goals)
 
 
 def device() -> str:
@@ -78,50 +108,72 @@ def packed(family: Family, unet: nn.Module, vae: nn.Module) -> Model:
     return model
 
 
-def steps(
-    family: Family, peer: Any, side: int, goals: Goals, place: Place,
-    clock: Clock = partial(events, calls=CALLS), compiling: bool = True,
-) -> Iterator[Row]:  # fmt: skip
+class Step:
     """A guided step at one size, as one of many: of a text and a path that were heard before."""
-    level, x = Schedule().at(500), noise((1, family.unet.in_channels, side, side), place, torch.float32)
-    told = [heard(family, TOKENS, *place, seed) for seed in (1, 2)]
-    said = [each for each, _ in told]
-    small = packed(family, peer, diffusers_vae(family, *place)).unet
 
-    def ours(unet: Any) -> Call:
-        return partial(Denoiser(unet, family.prediction, said[1], said[0], SCALE, ts=[level.t]), x, level)
+    def __init__(self, family: Family, side: int, place: Place):
+        self.family, self.place = family, place
+        self.what = f"guided step of {family.name}, {8 * side}²"
+        self.level, self.x = Schedule().at(500), noise((1, family.unet.in_channels, side, side), place)
+        told = [heard(family, TOKENS, *place, seed) for seed in (1, 2)]
+        (self.uncond, one), (self.cond, other) = told
+        self.more = None if one is None else {name: torch.cat([one[name], other[name]]) for name in one}
 
-    more = [each for _, each in told]
-    given = None if more[0] is None else {name: torch.cat([each[name] for each in more]) for name in more[0]}
-    theirs = partial(peer_step, family, x, level, join(*said), given)
-    calls = {"ours": ours(small), "plain": ours(our_unet(family, peer)), "eager": partial(theirs, peer)}
-    name = f"guided step of {family.name}, {8 * side}²"
-    note = agreed(name, calls)
-    times = clock(calls, ROUNDS)
-    note = f"plain {1e3 * times['plain']:.3g} ms; {note}"
-    yield Row(name, times["ours"], most=goals.most, note=note)
-    yield Row(f"{name}; diffusers", times["ours"], times["eager"], ratio=goals.eager)
-    if not compiling:
-        return
-    for who, call in (
-        ("diffusers", partial(theirs, torch.compile(peer, mode=COMPILED))),
-        ("our plain UNet", ours(torch.compile(our_unet(family, peer), mode=COMPILED))),
-    ):
-        goal = goals.compiled if who == "diffusers" else None
-        what = f"{name}; {who} under torch.compile"
-        yield compiled(what, {"ours": calls["ours"], "theirs": call}, clock, goal)
-        if family is not SD1:  # of SDXL ours would take minutes more
-            return
+    def ours(self, unet: Any) -> Call:
+        """By a UNet of ours."""
+        ts, prediction = [self.level.t], self.family.prediction
+        return partial(Denoiser(unet, prediction, self.cond, self.uncond, SCALE, ts=ts), self.x, self.level)
+
+    def packed(self, peer: Any) -> Call:
+        """By ours on a peer's tensors, packed."""
+        return self.ours(packed(self.family, peer, diffusers_vae(self.family, *self.place)).unet)
+
+    def theirs(self, peer: Any) -> Call:
+        """By diffusers' UNet."""
+        said = join(self.uncond, self.cond)
+        return partial(peer_step, self.family, self.x, self.level, said, self.more, peer)
 
 
-def compiled(what: str, calls: dict[str, Call], clock: Clock, goal: float | None) -> Row:
+def steps(step: Step, peer: Any, goals: Goals, clock: Clock = STEPS) -> Iterator[Row]:
+    """Packed; and plain, and diffusers', as they are."""
+    plain = our_unet(step.family, peer)
+    calls = {"ours": step.packed(peer), "plain": step.ours(plain), "eager": step.theirs(peer)}
+
+    def measured() -> Iterator[Row]:
+        note = agreed(step.what, calls)
+        times = clock(calls, ROUNDS)
+        note = f"plain {1e3 * times['plain']:.3g} ms; {note}"
+        yield Row(step.what, times["ours"], most=goals.most, note=note)
+        yield Row(f"{step.what}; diffusers", times["ours"], times["eager"], ratio=goals.eager)
+
+    yield from tried(step.what, measured())
+
+
+def compiled_steps(step: Step, peer: Any, goals: Goals, clock: Clock = STEPS) -> Iterator[Row]:
+    """Packed; and diffusers' under torch.compile, and for SD 1 our plain UNet: of SDXL it takes minutes."""
+    ours, who = step.packed(peer), f"{step.what}; diffusers under torch.compile"
+    theirs = step.theirs(torch.compile(peer, mode=COMPILED))
+    yield from against(who, {"ours": ours, "theirs": theirs}, clock, goals.compiled, UNFUSED)
+    if step.family is SD1:
+        who = f"{step.what}; our plain UNet under torch.compile"
+        theirs = step.ours(torch.compile(our_unet(step.family, peer), mode=COMPILED))
+        yield from against(who, {"ours": ours, "theirs": theirs}, clock)
+
+
+def against(
+    what: str, calls: dict[str, Call], clock: Clock, goal: float | None = None, how: str = ""
+) -> Iterator[Row]:
     """A row of what torch.compile makes; without figures where it cannot."""
-    try:
+
+    def measured() -> Iterator[Row]:
         note = agreed(what, calls)
         times = clock(calls, ROUNDS)
+        yield Row(what, times["ours"], times["theirs"], ratio=goal, note=f"mode {COMPILED}{how}; {note}")
+
+    try:
+        yield from tried(what, measured())
     except RuntimeError as error:
-        return Row(what, None, note=f"not measured: torch.compile: {str(error).splitlines()[0]}")
-    return Row(what, times["ours"], times["theirs"], ratio=goal, note=f"mode {COMPILED}; {note}")
+        yield Row(what, None, note=f"not measured: torch.compile: {str(error).splitlines()[0]}")
 
 
 def peer_step(family: Family, x: Tensor, level: Any, said: Conditioning, more: Any, peer: Any) -> Tensor:
@@ -148,10 +200,15 @@ def decodings(
             "theirs": lambda z=z: peer.decode(z, return_dict=False)[0],  # type: ignore[misc]
         }
         name = f"decoding by {family.name}'s autoencoder, {family.vae.factor * side}²"
-        note = agreed(name, calls)
-        times = clock(calls, ROUNDS)
-        note = f"plain {1e3 * times['plain']:.3g} ms; {note}"
-        yield Row(name, times["ours"], times["theirs"], note=note)
+        yield from tried(name, decoding(name, calls, clock))
+
+
+def decoding(what: str, calls: dict[str, Call], clock: Clock) -> Iterator[Row]:
+    """A row of one size."""
+    note = agreed(what, calls)
+    times = clock(calls, ROUNDS)
+    note = f"plain {1e3 * times['plain']:.3g} ms; {note}"
+    yield Row(what, times["ours"], times["theirs"], note=note)
 
 
 def images(unet: nn.Module, vae: nn.Module, place: Place) -> Iterator[Row]:
@@ -176,7 +233,7 @@ def image(pipe: Pipeline, options: dict[str, int], most: float) -> Row:
     return Row(what, seconds, most=most, note="with text encoders and noise from the host; as a tensor")
 
 
-def noise(shape: tuple[int, ...], place: Place, dtype: torch.dtype) -> Tensor:
+def noise(shape: tuple[int, ...], place: Place, dtype: torch.dtype = torch.float32) -> Tensor:
     """Of unit variance, the same each time."""
     generator = torch.Generator(place.device).manual_seed(0)
     return torch.randn(shape, generator=generator, device=place.device, dtype=dtype)

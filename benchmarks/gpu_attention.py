@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_clock import Clock, launched
+from benchmarks.gpu_clock import Clock, launched, tried
 from benchmarks.table import Row
 
 ROUNDS = 15
@@ -34,7 +34,7 @@ class Shape(NamedTuple):
     @property
     def said(self) -> str:
         """In words."""
-        return f"{self.where} ({self.b * self.h}, {self.n}, {self.m}, {self.d})"
+        return f"attention, {self.where} ({self.b * self.h}, {self.n}, {self.m}, {self.d})"
 
 
 OWN = [
@@ -54,7 +54,7 @@ def rows(device: str = "cuda", clock: Clock = launched, shapes: list[Shape] = SH
     """One of each shape: the way that the networks take; then those of its goals."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     for shape in shapes:
-        yield from of_shape(shape, inputs(shape, device, dtype), clock)
+        yield from tried(shape.said, of_shape(shape, inputs(shape, device, dtype), clock))
 
 
 def of_shape(shape: Shape, given: tuple[Tensor, Tensor, Tensor], clock: Clock) -> Iterator[Row]:
@@ -63,7 +63,7 @@ def of_shape(shape: Shape, given: tuple[Tensor, Tensor, Tensor], clock: Clock) -
     from ldm_kernels.backend import run
 
     errors = right(run.ways, given)
-    contestants = {name: partial(run.ways[name], *given) for name in errors if name != "plain"}
+    contestants = {name: partial(run.ways[name], *given) for name in errors}
     times = clock(contestants, ROUNDS)
     taken = run.first if choice.INTERPRETED else run.fastest(*given)
     yield from told(shape, times, errors, taken)
@@ -75,11 +75,10 @@ def told(shape: Shape, times: dict[str, float], errors: dict[str, float], taken:
     best = min(peers, key=peers.__getitem__, default=None)
     each = ", ".join(
         f"{name} {1e6 * times[name]:.1f} µs ({errors[name]:.0e})" if name in times else f"{name}: none"
-        for name in ("triton", *SDPA)
+        for name in ("triton", *SDPA, "plain")
     )
     theirs = None if best is None else peers[best]
-    chosen = times.get(taken, theirs)
-    yield Row(f"attention, {shape.said}", chosen, theirs, ratio=0.98, note=f"by {taken}; {each}")
+    yield Row(shape.said, times.get(taken), theirs, ratio=0.98, note=f"by {taken}; {each}")
     for name, ratio in shape.goals:
         peer = best if name == "best" else name
         if peer in times:

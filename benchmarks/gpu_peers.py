@@ -57,13 +57,13 @@ def diffusers_vae(family: Family, device: str, dtype: torch.dtype) -> Any:
 
 @torch.no_grad()
 def filled(network: Network, device: str, dtype: torch.dtype) -> Network:
-    """A network on the meta device, with random weights on another."""
+    """A network on the meta device, with random weights on another, whose channels lie last."""
     network = nn.Module.to(network, dtype).to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
             fill(module, name, weight, generator)
-    return network
+    return nn.Module.to(network, memory_format=torch.channels_last)
 
 
 def our_unet(family: Family, peer: nn.Module) -> UNet:

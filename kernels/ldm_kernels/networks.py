@@ -10,9 +10,8 @@ in force. Weights that are put side by side stay there once: those of the layers
 What is made ready draws and does nothing else. The UNet's step is repeated as one CUDA graph (`graphs`).
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +28,10 @@ from ldm.unet.blocks import GEGLU
 from ldm.vae.autoencoder import Decoder, Encoder
 from ldm_kernels import choice
 from ldm_kernels.backend import TYPES, attend
+from ldm_kernels.entry import LAST, bound, enter, replace
 from ldm_kernels.graphs import Captured
 from ldm_kernels.precision import narrow
 from ldm_kernels.ways import gate, join, norm_images, norm_tokens
-
-LAST = torch.channels_last
 
 
 @torch.no_grad()
@@ -53,10 +51,10 @@ def prepare(model: Model) -> None:
         network.requires_grad_(False).to(memory_format=LAST)
         pack(network)
         network.packed = True  # type: ignore[assignment]
-    run = partial(unet_forward, model.unet)
+    run = bound(unet_forward, model.unet)
     enter(model.unet, Captured(model.unet, run) if on_gpu else run)
-    enter(model.vae.encoder, partial(encoder_forward, model.vae.encoder))
-    enter(model.vae.decoder, partial(decoder_forward, model.vae.decoder))
+    enter(model.vae.encoder, bound(encoder_forward, model.vae.encoder))
+    enter(model.vae.decoder, bound(decoder_forward, model.vae.decoder))
 
 
 def pack(network: nn.Module) -> None:
@@ -75,23 +73,6 @@ def pack(network: nn.Module) -> None:
             replace(module, normed_tokens)
         elif isinstance(module, nn.GroupNorm):
             replace(module, normed)
-
-
-def replace(module: nn.Module, forward: Callable[..., Tensor], *more: Any) -> None:
-    """Let forward(module, *more, x, …) be what a module computes."""
-    module.forward = partial(forward, module, *more)  # type: ignore[method-assign]
-
-
-def enter(network: nn.Module, run: Callable[..., Tensor]) -> None:
-    """Let run(x, …) be what a network computes: on the device of x, whose channels lie last."""
-
-    def forward(x: Tensor, *more: Any, **named: Any) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise InputError("what is packed has no gradients; load without fast=True, or use no_grad()")
-        with torch.cuda.device_of(x):
-            return run(x.contiguous(memory_format=LAST), *more, **named)
-
-    network.forward = forward  # type: ignore[method-assign]
 
 
 # the networks

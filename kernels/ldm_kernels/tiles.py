@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 LEAST = 16  # a side of the smallest tile that tensor cores multiply
 MOST_RESIDENT = 160  # keys that stay on the chip
+FEW = 80  # of them
+MOST_TWICE = 2**14  # numbers of keys that stay there for two turns
 
 
 class Tiles(NamedTuple):
@@ -42,7 +44,8 @@ def tiles_for(n: int, m: int, d: int) -> Tiles:
     """For n queries and m keys, heads d wide."""
     rows = min(128 if d <= 160 else 64, max(LEAST, power_of_two(n)))
     if m <= MOST_RESIDENT and d <= 160:
-        return Tiles(rows, 0, 4 if d <= 80 else 8, 1, turns=2 if n > 8 * rows else 1)
+        few = d <= 80 and m <= FEW  # else four warps have too few registers, and eight for a second turn
+        return Tiles(rows, 0, 4 if few else 8, 1, turns=2 if n > 8 * rows and d * m <= MOST_TWICE else 1)
     if d <= 64:
         return Tiles(rows, 64, 4, 3)
     if d <= 160:

@@ -1,5 +1,6 @@
 """The benchmark of a GPU, its pieces at a small size on a CPU: what runs there has run somewhere."""
 
+import sys
 from functools import partial
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 pytest.importorskip("triton")
 pytest.importorskip("diffusers")
 
-from ldm_kernels import networks
+from ldm_kernels import backend, networks
 
-from benchmarks import gpu, gpu_attention, gpu_peers
-from benchmarks.gpu import Goals, Place
+from benchmarks import __main__, gpu, gpu_attention, gpu_peers
+from benchmarks.gpu import Goals, Place, Step
 from benchmarks.gpu_attention import SHAPES, Shape, exact, inputs, right, told
+from benchmarks.table import Row
 from tests import reduced
 from tests.kernels.ways import by_pytorch
 
@@ -37,6 +39,32 @@ def test_without_a_gpu_it_ends_with_a_sentence(monkeypatch):
         next(gpu.rows())
 
 
+def test_parts_are_benchmarks_of_their_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "device", lambda: "a GPU")
+    assert {"gpu", "gpu-attention", "gpu-steps", "gpu-compiled"} <= set(__main__.BENCHMARKS)
+    seen, before = [], torch.backends.cudnn.benchmark
+
+    def part():
+        seen.append(torch.backends.cudnn.benchmark)
+        yield Row("a part", 1.0)
+
+    assert [row.what for row in gpu.rows(part, part)] == ["device", "a part", "a part"]
+    assert seen == [True, True] and torch.backends.cudnn.benchmark == before
+
+
+def test_what_was_found_is_written_before_the_end(monkeypatch, tmp_path):
+    def breaks():
+        yield Row("the first", 1.0)
+        raise RuntimeError("broken")
+
+    monkeypatch.setitem(__main__.BENCHMARKS, "gpu", breaks)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", "--out", str(tmp_path / "out.md")])
+    with pytest.raises(RuntimeError, match="broken"):
+        __main__.main()
+    assert "| the first " in (tmp_path / "out.md").read_text(encoding="utf-8")
+
+
 def test_the_shapes_are_those_asked_for():
     found = {shape[1:3] and (shape.b * shape.h, *shape[3:6]) for shape in SHAPES}
     own = {
@@ -56,11 +84,9 @@ def test_attention_is_compared_with_float64(m, monkeypatch):
     assert torch.allclose(exact(*given), wanted)
     assert (given[0].stride(2) == 3 * 48) == (m == 33)  # parts of one projection
     (row,) = gpu_attention.rows("cpu", clock, [shape])  # PyTorch's kernels are for GPUs: there is no best
-    assert (
-        row.ours is None
-        and row.note.startswith("by plain; triton 1000000.0 µs (")
-        and "flash: none" in row.note
-    )
+    assert row.ours == 2.0 and row.theirs is None  # plain's own
+    assert row.note.startswith("by plain; triton 1000000.0 µs (")
+    assert "flash: none" in row.note and "plain 2000000.0 µs (" in row.note
 
 
 def test_what_is_not_attention_is_not_timed():
@@ -69,6 +95,14 @@ def test_what_is_not_attention_is_not_timed():
         right({"triton": lambda q, k, v: 1.02 * exact(q, k, v)}, given)
     with pytest.raises(RuntimeError, match="broken"):  # a kernel of this project must run
         right({"triton": failing}, given)
+
+
+def test_a_kernel_that_is_wrong_has_no_figures(monkeypatch):
+    monkeypatch.setitem(backend.run.ways, "triton", lambda q, k, v: 1.02 * exact(q, k, v).float())
+    shape = Shape("small", 1, 1, 9, 9, 16)
+    for row in gpu_attention.rows("cpu", clock, [shape, shape]):
+        assert row.what == shape.said and row.ours is None
+        assert row.note.startswith("not measured: 2.0e-02 from attention in float64")
 
 
 def failing(q, k, v):
@@ -87,14 +121,17 @@ def test_rows_of_an_attention():
     )
     assert "cudnn: none" in first.note and first.met
     assert [(row.theirs, row.ratio, row.met) for row in others] == [(3.0, 1.3, True), (3.0, 3.0, False)]
+    times["plain"] = 2.5
+    row, *_ = told(shape, times, dict.fromkeys(times, 1e-3), "plain")
+    assert (row.ours, row.theirs) == (2.5, 3.0)
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_steps_of_small_networks(name):
     family = reduced.REDUCED[name]
     peer = gpu_peers.diffusers_unet(family, *CPU)
-    goals, side = Goals(1.0, 3.0, 1.4), 2 ** len(family.unet.channels)
-    rows = list(gpu.steps(family, peer, side, goals, CPU, clock, compiling=False))
+    step = Step(family, 2 ** len(family.unet.channels), CPU)
+    rows = list(gpu.steps(step, peer, Goals(1.0, 3.0, 1.4), clock))
     assert [(row.ours, row.theirs, row.ratio, row.most) for row in rows] == [
         (1.0, None, None, 1.0), (1.0, 3.0, 3.0, None),
     ]  # fmt: skip
@@ -106,20 +143,40 @@ def test_a_step_of_another_network_is_not_timed(monkeypatch):
     peer = gpu_peers.diffusers_unet(family, *CPU)
     right = gpu.peer_step
     monkeypatch.setattr(gpu, "peer_step", lambda *given: 1.1 * right(*given))
-    with pytest.raises(AssertionError, match="not the same function"):
-        list(gpu.steps(family, peer, 16, Goals(1.0, 3.0, 1.4), CPU, clock, compiling=False))
+    (row,) = gpu.steps(Step(family, 16, CPU), peer, Goals(1.0, 3.0, 1.4), clock)
+    assert row.ours is None and row.note.startswith("not measured: ") and "not the same function" in row.note
+
+
+def test_a_step_under_torch_compile(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, mode: network)
+    family = reduced.REDUCED["sd1"]
+    monkeypatch.setattr(gpu, "SD1", family)
+    peer = gpu_peers.diffusers_unet(family, *CPU)
+    rows = list(gpu.compiled_steps(Step(family, 16, CPU), peer, Goals(1.0, 3.0, 1.4), clock))
+    assert [(row.ours, row.theirs, row.ratio) for row in rows] == [(1.0, 2.0, 1.4), (1.0, 2.0, None)]
+    assert ["without fuse_qkv_projections" in row.note for row in rows] == [True, False]
+
+
+def test_networks_are_channels_last_ours_too():
+    family = reduced.REDUCED["sd1"]
+    peer = gpu_peers.diffusers_unet(family, *CPU)
+    ours = gpu_peers.our_unet(family, peer)
+    theirs, own = peer.conv_in.weight, ours.conv_in.weight
+    assert theirs.data_ptr() == own.data_ptr()
+    assert own.is_contiguous(memory_format=torch.channels_last) and not own.is_contiguous()
 
 
 def test_what_torch_compile_cannot_has_no_figures():
     calls = {"ours": lambda: torch.ones(2), "theirs": partial(failing, 1, 2, 3)}
-    row = gpu.compiled("a step", calls, clock, 1.4)
-    assert (row.ours, row.theirs, row.met) == (
-        None,
-        None,
-        None,
-    ) and row.note == "not measured: torch.compile: broken"
+    (row,) = gpu.against("a step", calls, clock, 1.4)
+    assert (row.ours, row.theirs, row.met) == (None, None, None)
+    assert row.note == "not measured: torch.compile: broken"
     calls["theirs"] = lambda: torch.ones(2) * 1.001
-    assert gpu.compiled("a step", calls, clock, 1.4).met
+    (row,) = gpu.against("a step", calls, clock, 1.4)
+    assert row.met
+    calls["theirs"] = lambda: torch.ones(2) * 2
+    (row,) = gpu.against("a step", calls, clock, 1.4)
+    assert row.ours is None and "not the same function" in row.note
 
 
 def test_decodings_of_a_small_autoencoder():

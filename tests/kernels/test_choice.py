@@ -1,6 +1,7 @@
 """Which way is taken: the fastest of those that compute what PyTorch does."""
 
 import logging
+import threading
 
 import pytest
 import torch
@@ -85,6 +86,85 @@ def test_while_a_graph_is_recorded_nothing_is_measured(contest, monkeypatch):
 def test_under_the_interpreter_it_is_the_kernel(contest, monkeypatch):
     monkeypatch.setattr(choice, "INTERPRETED", True)
     assert torch.equal(contest(X), 2 * X) and not contest.timed and contest.first == "kernel"
+
+
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("short", ["a way", "measuring"])
+def test_where_memory_is_short_pytorchs_is_taken_this_time_only(contest, monkeypatch, caplog, short):
+    caplog.set_level(logging.WARNING, "ldm")
+    with monkeypatch.context() as patch:
+        if short == "a way":
+            patch.setitem(contest.ways, "other", out_of_memory)
+        else:
+            patch.setattr(choice, "milliseconds", out_of_memory)
+        assert contest.fastest(X) == "plain" and not contest.chosen
+        assert torch.equal(contest(X), 2 * X)
+    assert not any("memory" in record.message for record in caplog.records)
+    assert contest.fastest(X) == "other" and contest.chosen
+
+
+def test_nothing_is_judged_by_what_is_not_finite(contest, caplog):
+    caplog.set_level(logging.WARNING, "ldm")
+    x = X.clone()
+    x[0, 0] = float("inf")
+    assert contest.fastest(x) == "plain" and not contest.chosen and not contest.timed and not caplog.records
+    assert contest.fastest(X) == "other"  # the next of the kind
+
+
+def test_a_kernel_of_this_project_that_fails_is_heard_of(contest, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "ldm")
+    monkeypatch.setitem(contest.ways, "kernel", refuses)
+    assert contest.fastest(X) == "other"
+    assert [m for m in caplog.messages if "fails" in m] == [
+        "doubling by kernel fails, and is not used: No available kernel"
+    ]
+
+
+def test_threads_measure_one_after_another_and_once(contest):
+    entered, found = threading.Event(), []
+    slowly = contest.measured
+
+    def measured(x):
+        entered.set()
+        return slowly(x)
+
+    contest.measured = measured
+    with choice.alone:  # as while a graph is recorded
+        threads = [threading.Thread(target=lambda: found.append(contest.fastest(X))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert not entered.wait(0.1)
+    for thread in threads:
+        thread.join()
+    assert found == ["other"] * 3 and len(contest.timed) == 3  # each of the right ways once
+
+
+@pytest.mark.parametrize(("each", "calls"), [(0.01, 20), (0.5, 6), (40.0, 1)])
+def test_a_way_is_timed_while_the_host_is_ahead(monkeypatch, each, calls):
+    done = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = done.count("way") * each
+            done.append("event")
+
+        def synchronize(self):
+            done.append("waited")
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append("sleep"))
+    assert choice.milliseconds(lambda x: done.append("way"), X) == pytest.approx(each)
+    sample = ["sleep", "event", *["way"] * calls, "event", "waited"]
+    assert done == ["sleep", "event", "way", "event", "waited", *sample * choice.ROUNDS]
 
 
 def test_nothing_writes_down_more_scores_than_fit(monkeypatch):

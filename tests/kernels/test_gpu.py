@@ -1,5 +1,7 @@
 """What only a GPU can show: TRITON_INTERPRET=0 python -m pytest tests/kernels/test_gpu.py"""
 
+import gc
+import inspect
 import threading
 
 import pytest
@@ -81,7 +83,7 @@ def test_networks_are_what_they_were(name, dtype):
     t = torch.tensor([3.0, 900.0], device="cuda")
     wanted = exact.unet(x, t, context, vector, label)
     narrow = [y if y is None else y.to(dtype) for y in (context, vector)]
-    for _ in range(3):  # as ever, recorded, repeated
+    for _ in range(4):  # as ever, recorded, repeated twice
         time = Once(fast.unet.embed(t, narrow[1], label))
         heard = None if narrow[0] is None else Once(narrow[0])
         assert error(fast.unet(x.to(dtype), time, heard), wanted) < DEEP
@@ -91,7 +93,8 @@ def test_networks_are_what_they_were(name, dtype):
 
 def captured(pipe: ldm.Pipeline) -> Captured:
     """The graphs of a packed UNet."""
-    (found,) = (cell.cell_contents for cell in pipe.unet.forward.__closure__)
+    forward = inspect.unwrap(pipe.unet.forward)
+    (found,) = (cell.cell_contents for cell in forward.__closure__)
     return found
 
 
@@ -119,7 +122,7 @@ def test_the_host_waits_for_nothing(pipe):
         Once(on_gpu(torch.bfloat16, 1, 77, pipe.unet.config.context_dim)),
     )
     times = [Once(pipe.unet.embed(torch.tensor([t], device="cuda"))) for t in (900.0, 500.0, 100.0)]
-    for time in times[:2]:
+    for time in times:
         pipe.unet(x, time, context)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -146,6 +149,22 @@ def test_threads_with_streams_of_their_own(pipe):
         assert all(torch.equal(each, wanted) for each in found[prompt])
 
 
+def test_graphs_of_a_network_that_is_gone_are_not_missed():
+    def drawn(pipe):
+        return pipe("a cat", **OPTIONS).latents
+
+    one, other = (reduced.make("sd1").to("cuda", torch.bfloat16).pack() for _ in range(2))
+    drawn(one)
+    drawn(other)
+    wanted = drawn(other)  # all of it from graphs
+    del one
+    gc.collect()
+    torch.cuda.empty_cache()
+    filled = [torch.full((2**20,), float("nan"), device="cuda") for _ in range(64)]  # where it was
+    assert torch.equal(drawn(other), wanted) and torch.isfinite(wanted).all()
+    del filled
+
+
 def test_a_wide_head_takes_little_memory():
     q, k, v = (on_gpu(torch.bfloat16, 1, 1, 16384, 512, seed=i) for i in range(3))
     torch.cuda.synchronize()
@@ -153,7 +172,7 @@ def test_a_wide_head_takes_little_memory():
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     backend.run(q, k, v)
-    assert torch.cuda.max_memory_allocated() - before < 1.2e9  # of which the clock's own is 256 MB
+    assert torch.cuda.max_memory_allocated() - before < 0.95e9
 
 
 def test_an_autoencoder_in_float32_decodes_in_bfloat16_if_it_may(caplog):

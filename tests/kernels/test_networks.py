@@ -1,7 +1,9 @@
 """Networks made ready for a GPU compute the same, to rounding, and refuse what they cannot do any more."""
 
+import gc
 from collections import Counter
 from dataclasses import replace
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -158,6 +160,33 @@ def test_what_it_attends_to_can_be_watched(monkeypatch):
             pipe("a red cat", **OPTIONS)
         maps.append(torch.as_tensor(seen["red"]))
     assert float((maps[0] - maps[1]).abs().max()) < 1e-4
+
+
+def test_what_is_packed_goes_with_its_pipeline(monkeypatch):
+    by_pytorch(monkeypatch)
+    fast = packed("sd1")
+    fast.unet(*told(fast))
+    fast.vae.decode(unit_noise(0, 1, 4, 8, 8))
+    gone = [ref(thing) for thing in (fast.unet, fast.unet.mid, fast.unet.conv_in.weight, fast.vae.decoder)]
+    gc.disable()
+    try:
+        del fast
+        assert [thing() for thing in gone] == [None] * 4
+    finally:
+        gc.enable()
+
+
+def test_torch_compile_leaves_it_alone(monkeypatch):
+    by_pytorch(monkeypatch)
+    fast, graphs = packed("sd1"), []
+    given = told(fast)
+    wanted = fast.unet(*given)
+
+    def compiler(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    assert torch.equal(torch.compile(fast.unet, backend=compiler)(*given), wanted) and not graphs
 
 
 # what cannot be
