@@ -99,7 +99,8 @@ def document(rows: Sequence[Row]) -> str:
 
 Written by `python -m benchmarks --out benchmarks/RESULTS.md`. Contestants take turns in one process (for
 imports and loads: in fresh ones); times are medians. `theirs / ours` is how many times as fast as the peer we
-are; of memory, how many times as much it takes.
+are; of memory, how many times as much it takes. Rows of a GPU come of `python -m benchmarks gpu`; where there
+are none, none was at hand.
 
 - machine: {processor()}, {torch.get_num_threads()} threads for torch, where not said otherwise
 - versions: Python {platform.python_version()}, ldm {ldm.__version__}, {", ".join(map(installed, PEERS))}
