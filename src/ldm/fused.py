@@ -57,8 +57,8 @@ def convolved(
         return y if skip is None else y.add_(skip(*whole))
     bias = x.new_zeros(1, module.out_channels) if module.bias is None else module.bias[None]
     bias = bias if told is None else bias + told
-    y = tiles(rows or lines(x), x.shape[:3], bias, skip)
-    return y
+    out: Tensor = tiles(rows or lines(x), x.shape[:3], bias, skip)
+    return out
 
 
 def lines(x: Tensor) -> Rows:

@@ -104,11 +104,9 @@ class Model:
         if self.device.type == "cuda":
             kernels().prepare(self)
             return self
-        networks = [network for network in (self.unet, self.vae) if not is_packed(network)]
-        for network in networks:
-            check(network)
-        for network in networks:
-            pack(network)
+        for step in (check, pack):  # both may be refused before either is changed
+            for network in (self.unet, self.vae):
+                step(network)
         return self
 
     def need_weights(self, what: str) -> None:
