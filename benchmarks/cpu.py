@@ -6,19 +6,17 @@ The packed step hears text and noise level as a pipeline's steps do, from layers
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.peers import diffusers_unet, diffusers_vae, our_unet, our_vae
 from benchmarks.table import Row
 from benchmarks.timing import medians
-from benchmarks.unet import TOKENS, diffusers_unet, filled, our_unet, sharing
-from ldm.checkpoint.diffusers import vae_rules
+from benchmarks.unet import TOKENS
 from ldm.families import SD1
 from ldm.once import Once
 from ldm.packed import pack
-from ldm.vae import VAE
 
 STEPS = {32: (5, 1.6), 64: (3, 1.25)}  # latent pixels along a side: rounds, and the goal
 DECODED = {32: (5, 1.3), 64: (3, 1.3)}
@@ -32,8 +30,8 @@ def rows() -> Iterator[Row]:
 
 def steps() -> Iterator[Row]:
     """A guided step: the UNet on a batch of two."""
-    peer = diffusers_unet()
-    plain, fast = our_unet(peer), our_unet(peer)
+    peer = diffusers_unet(SD1)
+    plain, fast = our_unet(SD1, peer), our_unet(SD1, peer)
     pack(fast)
     for side, (rounds, goal) in STEPS.items():
         generator = torch.Generator().manual_seed(side)
@@ -50,8 +48,8 @@ def steps() -> Iterator[Row]:
 
 def decodings() -> Iterator[Row]:
     """A latent to a picture."""
-    peer = diffusers_vae()
-    plain, fast = our_vae(peer), our_vae(peer)
+    peer = diffusers_vae(SD1)
+    plain, fast = our_vae(SD1, peer), our_vae(SD1, peer)
     pack(fast)
     for side, (rounds, goal) in DECODED.items():
         z = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(side))
@@ -84,24 +82,3 @@ def row(what: str, rounds: int, goal: float, contestants: dict[str, Callable[[],
         f"{torch.get_num_threads()} threads"
     )
     return Row(what, seconds["ours"], seconds["theirs"], ratio=goal, note=note)
-
-
-def diffusers_vae() -> Any:
-    """diffusers' autoencoder of Stable Diffusion 1 with random weights."""
-    from diffusers import AutoencoderKL
-
-    channels = tuple(SD1.vae.channels)
-    with torch.device("meta"):
-        network: Any = AutoencoderKL(
-            block_out_channels=channels, latent_channels=4, layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * len(channels),
-            up_block_types=("UpDecoderBlock2D",) * len(channels),
-        )  # fmt: skip
-    return filled(network)
-
-
-def our_vae(peer: nn.Module) -> VAE:
-    """Our autoencoder on the peer's own tensors."""
-    with torch.device("meta"):
-        network = VAE(SD1.vae)
-    return sharing(network, peer, vae_rules())

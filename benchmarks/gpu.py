@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks import gpu_attention
 from benchmarks.gpu_clock import Clock, events, tried
-from benchmarks.gpu_peers import diffusers_unet, diffusers_vae, heard, our_unet, our_vae, pipeline
+from benchmarks.peers import diffusers_unet, diffusers_vae, heard, our_unet, our_vae, pipeline
 from benchmarks.table import Row, installed
 from benchmarks.timing import medians
 from ldm import Denoiser, Schedule
@@ -52,6 +52,7 @@ class Place(NamedTuple):
 
     device: str = "cuda"
     dtype: torch.dtype = torch.bfloat16
+    layout: torch.memory_format = torch.channels_last  # of the networks
 
 
 def rows(*parts: Callable[[], Iterator[Row]]) -> Iterator[Row]:
@@ -115,7 +116,7 @@ class Step:
         self.family, self.place = family, place
         self.what = f"guided step of {family.name}, {8 * side}²"
         self.level, self.x = Schedule().at(500), noise((1, family.unet.in_channels, side, side), place)
-        told = [heard(family, TOKENS, *place, seed) for seed in (1, 2)]
+        told = [heard(family, TOKENS, place.device, place.dtype, seed) for seed in (1, 2)]
         (self.uncond, one), (self.cond, other) = told
         self.more = None if one is None else {name: torch.cat([one[name], other[name]]) for name in one}
 

@@ -18,6 +18,7 @@ MAY = {
     "tiles": set(),
     "noise": {"circle"},
     "once": set(),
+    "methods": set(),
     "attention": {"errors", "once"},
     "layers": {"attention", "once"},
     "reading": {"errors"},
@@ -52,7 +53,7 @@ MAY = {
     "pages": set(),
     "winograd": {"errors", "pages"},
     "fused": {"errors", "layers", "once", "unet", "winograd"},
-    "packed": {"errors", "fused", "layers", "pages", "unet", "winograd"},
+    "packed": {"errors", "fused", "layers", "methods", "pages", "unet", "winograd"},
     "model": {"devices", "errors", "family", "packed", "pages", "unet", "vae"},
     "checkpoint": {
         "clip", "devices", "errors", "families", "family", "model", "schedulers", "unet", "vae",

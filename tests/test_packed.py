@@ -1,9 +1,11 @@
 """What is packed computes the same, to rounding, and refuses what it cannot do any more."""
 
 import copy
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -298,6 +300,23 @@ def test_autocast_is_one_sentence_and_breaks_nothing(fast):
     assert (
         np.abs(pipe("a red circle", **options).images - fast("a red circle", **options).images).max() < 1e-5
     )
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_pipeline_that_was_called_is_freed_when_it_is_gone(fast):
+    """All of it, and at once: nothing waits for Python to look for circles."""
+    pipe = ldm.load(fast=fast)
+    pipe("a red circle", num_inference_steps=1, progress=False)
+    networks = pipe.unet, pipe.vae, *pipe.text_encoders
+    parts = [ref(pipe), *(ref(module) for network in networks for module in network.modules())]
+    parts += [ref(p) for network in networks for p in network.parameters()]
+    assert len(parts) > 500 and pipe.adapters.changes == {}
+    gc.disable()
+    try:
+        del pipe, networks
+        assert [part() for part in parts if part() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_a_copy_draws_by_itself_and_all_say_what_they_are():

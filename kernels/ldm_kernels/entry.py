@@ -1,12 +1,7 @@
-"""How a module is made to compute what another function does.
-
-A module has its own forward from then on, which must not have the module: else each would hold the other, and
-memory would be freed whenever Python looks for such circles, not when a pipeline is gone.
-"""
+"""How a network that is made ready begins."""
 
 from collections.abc import Callable
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +9,6 @@ from torch import Tensor, nn
 from ldm.errors import InputError
 
 LAST = torch.channels_last
-
-
-def bound(forward: Callable[..., Tensor], module: nn.Module, *more: Any) -> Callable[..., Tensor]:
-    """forward(module, *more, …), which does not keep the module."""
-    own = ref(module)
-
-    def run(*given: Any, **named: Any) -> Tensor:
-        return forward(own(), *more, *given, **named)
-
-    return run
-
-
-def replace(module: nn.Module, forward: Callable[..., Tensor], *more: Any) -> None:
-    """Let forward(module, *more, x, …) be what a module computes."""
-    module.forward = bound(forward, module, *more)  # type: ignore[method-assign]
 
 
 def enter(network: nn.Module, run: Callable[..., Tensor]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ldm.attention import Attention, in_force
 from ldm.errors import InputError
 from ldm.layers import ResBlock
+from ldm.methods import Method, take
 from ldm.model import Model
 from ldm.once import Once, by
 from ldm.unet import UNet
@@ -28,7 +29,7 @@ from ldm.unet.blocks import GEGLU
 from ldm.vae.autoencoder import Decoder, Encoder
 from ldm_kernels import choice
 from ldm_kernels.backend import TYPES, attend
-from ldm_kernels.entry import LAST, bound, enter, replace
+from ldm_kernels.entry import LAST, enter
 from ldm_kernels.graphs import Captured
 from ldm_kernels.precision import narrow
 from ldm_kernels.ways import gate, join, norm_images, norm_tokens
@@ -51,10 +52,10 @@ def prepare(model: Model) -> None:
         network.requires_grad_(False).to(memory_format=LAST)
         pack(network)
         network.packed = True  # type: ignore[assignment]
-    run = bound(unet_forward, model.unet)
+    run = Method(unet_forward, model.unet)
     enter(model.unet, Captured(model.unet, run) if on_gpu else run)
-    enter(model.vae.encoder, bound(encoder_forward, model.vae.encoder))
-    enter(model.vae.decoder, bound(decoder_forward, model.vae.decoder))
+    enter(model.vae.encoder, Method(encoder_forward, model.vae.encoder))
+    enter(model.vae.decoder, Method(decoder_forward, model.vae.decoder))
 
 
 def pack(network: nn.Module) -> None:
@@ -63,16 +64,16 @@ def pack(network: nn.Module) -> None:
     blocks = [module for module in modules if isinstance(module, ResBlock)]
     heard = hearing([block for block in blocks if block.time is not None])
     for block in blocks:
-        replace(block, res_block, heard.get(block), Ends.of(block))
+        take(block, res_block, heard.get(block), Ends.of(block))
     for module in modules:
         if isinstance(module, Attention):
-            replace(module, attention, *fused(module))
+            take(module, attention, *fused(module))
         elif isinstance(module, GEGLU):
-            replace(module, feed_forward)
+            take(module, feed_forward)
         elif isinstance(module, nn.LayerNorm):
-            replace(module, normed_tokens)
+            take(module, normed_tokens)
         elif isinstance(module, nn.GroupNorm):
-            replace(module, normed)
+            take(module, normed)
 
 
 # the networks

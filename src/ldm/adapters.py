@@ -3,6 +3,7 @@
 W = W0 + sum over the adapters of  weight · change
 """
 
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,13 +19,19 @@ from ldm.model import Model
 MOST_WEIGHT = 1e4
 
 
+@dataclass(frozen=True)
+class Worn:
+    """What is on one model."""
+
+    changes: dict[str, tuple[Changes, float]] = field(default_factory=dict)
+    plain: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # W0 of every weight that is changed
+
+
 class Adapters:
     """Those on one model. They are in its weights: sampling knows nothing of them, saving writes them."""
 
-    def __init__(self, model: Model):
-        self.model = model
-        self.changes: dict[str, tuple[Changes, float]] = {}
-        self.plain: dict[tuple[str, str], Tensor] = {}  # W0 of every weight that is changed
+    def __init__(self, model: Model, worn: Worn):
+        self.model, self.changes, self.plain = model, worn.changes, worn.plain
 
     def add(self, source: str | Path, weight: float = 1.0, name: str | None = None) -> str:
         """Put on the LoRA of a file; returns its name. Raises InputError and CheckpointError."""
@@ -54,7 +61,8 @@ class Adapters:
 
     def merge(self) -> None:
         """Make what is on the model its own weights: nothing can be taken off again."""
-        self.changes, self.plain = {}, {}
+        self.changes.clear()
+        self.plain.clear()
 
     def known(self, name: str) -> str:
         """A name that is there. Raises InputError."""
@@ -85,9 +93,14 @@ class Adapted(Model):
     """A model that LoRAs can be put on."""
 
     @cached_property
+    def worn(self) -> Worn:
+        """What is on this model; it does not hold the model, whose memory is freed when it is gone."""
+        return Worn()
+
+    @property
     def adapters(self) -> Adapters:
         """The LoRAs on this model."""
-        return Adapters(self)
+        return Adapters(self, self.worn)
 
     def load_lora(self, source: str | Path, weight: float = 1.0, name: str | None = None) -> str:
         """Put the LoRA of a file on the networks, beside those that are there; returns its name.

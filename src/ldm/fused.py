@@ -57,7 +57,7 @@ def convolved(
         return y if skip is None else y.add_(skip(*whole))
     bias = x.new_zeros(1, module.out_channels) if module.bias is None else module.bias[None]
     bias = bias if told is None else bias + told
-    out: Tensor = tiles(rows or lines(x), x.shape[:3], bias, skip)
+    out: Tensor = tiles(module, rows or lines(x), x.shape[:3], bias, skip)
     return out
 
 

@@ -8,7 +8,6 @@ What is packed draws and does nothing else: its weights are not to be trained, c
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ldm.errors import DeviceError, InputError
 from ldm.fused import as_image, as_pixels, convolved, geglu, group_norm, res_block, untrained, upsample
 from ldm.layers import ResBlock, Upsample
+from ldm.methods import take
 from ldm.pages import Range, forget, mapped, unwritten
 from ldm.unet.blocks import GEGLU
 from ldm.unet.unet import Level, Mid, UNet
@@ -71,12 +71,6 @@ def deep(network: nn.Module) -> Iterator[nn.Module]:
 def is_packed(network: nn.Module) -> bool:
     """Whether some of it is."""
     return any("packed" in vars(module) for module in network.modules())  # a miss of getattr takes long
-
-
-def take(module: Any, function: Callable[..., Any], *more: Any, name: str = "forward") -> None:
-    """Let function(module, *more, …) compute what a method of the module does."""
-    setattr(module, name, partial(function, module, *more))
-    module.packed = True
 
 
 def pack_linear(module: nn.Linear, files: list[Range]) -> None:

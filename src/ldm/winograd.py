@@ -55,28 +55,30 @@ class Convolution:
     """A 3×3 convolution of stride 1 and padding 1, by tiles or unfolded."""
 
     def __init__(self, module: nn.Conv2d, files: list[Range]):
-        self.module, self.channels, self.least = module, module.out_channels, LEAST_PIXELS
+        self.least = LEAST_PIXELS
         self.tiled: Tensor | None = None
         self.lasting = bool(mapped([module.weight], files))  # kept beside the tiles' it takes no memory
 
-    def kernels(self) -> Tensor:
+    def kernels(self, module: nn.Conv2d) -> Tensor:
         """G g Gᵀ [16 c' c], made at the first use. The weight is let go of where it takes memory."""
         with MAKING:
             if self.tiled is None:
-                weight = self.module.weight.detach()
+                weight = module.weight.detach()
                 self.tiled = transformed(weight)
                 if not self.lasting:  # of it stays what it was like
-                    self.module.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
+                    module.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
             return self.tiled
 
-    def __call__(self, rows: Rows, size: tuple[int, int, int], bias: Tensor, skip: Rows | None) -> Tensor:
+    def __call__(
+        self, module: nn.Conv2d, rows: Rows, size: tuple[int, int, int], bias: Tensor, skip: Rows | None
+    ) -> Tensor:
         """rows [b h w c] of a size (b, h, w) -> [b h w c']. bias [b or 1, c']; skip [b h w c'] is added."""
         b, h, w = size
-        weight = self.module.weight
-        out = bias.new_empty(b, h, w, self.channels)
+        weight = module.weight
+        out = bias.new_empty(b, h, w, module.out_channels)
         product: Callable[[Tensor], Tensor]
         if weight.is_meta or h * w >= self.least:
-            product = partial(by_tiles, self.kernels())
+            product = partial(by_tiles, self.kernels(module))
         else:
             product = partial(unfolded, weight)
         for images, lines in parts(b, -(-h // 2), -(-w // 2)):

@@ -2,9 +2,9 @@
 
 import torch
 from ldm_kernels import networks
-from ldm_kernels.entry import bound
 from ldm_kernels.graphs import Captured
 
+from ldm.methods import Method
 from ldm.once import Once
 from tests.kernels.ways import packed
 from tests.tiny import unit_noise
@@ -35,7 +35,7 @@ class Graphed:
     def __init__(self, name, **options):
         self.plain, self.pipe, self.record = packed(name), packed(name), Again()
         unet = self.pipe.unet
-        run = bound(networks.unet_forward, unet)
+        run = Method(networks.unet_forward, unet)
         record = options.pop("record", self.record)
         self.captured = Captured(unet, run, lambda: record, **options)
         networks.enter(unet, self.captured)

@@ -1,13 +1,17 @@
-"""Networks of full width with random weights on a GPU: diffusers', and ours on the same tensors."""
+"""Networks of full width with random weights: diffusers', and ours on the same tensors.
 
+Our tensors are views of diffusers', by the rule table that loads checkpoints: both compute the same function.
+"""
+
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.unet import fill, sharing
 from ldm.checkpoint.diffusers import unet_rules, vae_rules
 from ldm.checkpoint.plan import networks, usual_tokenizer
+from ldm.checkpoint.table import Rule, table
 from ldm.conditioning import Conditioning, tell
 from ldm.family import Family
 from ldm.pipeline import Pipeline
@@ -17,7 +21,12 @@ from ldm.vae import VAE
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def diffusers_unet(family: Family, device: str, dtype: torch.dtype) -> Any:
+def diffusers_unet(
+    family: Family,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Any:
     """diffusers' UNet of a family."""
     from diffusers import UNet2DConditionModel
 
@@ -37,10 +46,15 @@ def diffusers_unet(family: Family, device: str, dtype: torch.dtype) -> Any:
             up_block_types=["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(attends)],
             **vector,
         )  # fmt: skip
-    return filled(network, device, dtype)
+    return filled(network, device, dtype, layout)
 
 
-def diffusers_vae(family: Family, device: str, dtype: torch.dtype) -> Any:
+def diffusers_vae(
+    family: Family,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Any:
     """diffusers' autoencoder of a family."""
     from diffusers import AutoencoderKL
 
@@ -52,18 +66,29 @@ def diffusers_vae(family: Family, device: str, dtype: torch.dtype) -> Any:
             down_block_types=["DownEncoderBlock2D"] * len(config.channels),
             up_block_types=["UpDecoderBlock2D"] * len(config.channels),
         )  # fmt: skip
-    return filled(network, device, dtype)
+    return filled(network, device, dtype, layout)
 
 
 @torch.no_grad()
-def filled(network: Network, device: str, dtype: torch.dtype) -> Network:
-    """A network on the meta device, with random weights on another, whose channels lie last."""
+def filled(network: Network, device: str, dtype: torch.dtype, layout: torch.memory_format) -> Network:
+    """A network on the meta device, with random weights on another."""
     network = nn.Module.to(network, dtype).to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
             fill(module, name, weight, generator)
-    return nn.Module.to(network, memory_format=torch.channels_last)
+    return nn.Module.to(network, memory_format=layout)
+
+
+def fill(module: nn.Module, name: str, weight: Tensor, generator: torch.Generator) -> None:
+    """Norms that do nothing, no biases, and weights of variance 1 / 3 inputs: activations stay moderate."""
+    if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+        weight.fill_(1.0 if name == "weight" else 0.0)
+    elif name == "bias":
+        weight.zero_()
+    else:
+        bound = weight[0].numel() ** -0.5
+        weight.uniform_(-bound, bound, generator=generator)
 
 
 def our_unet(family: Family, peer: nn.Module) -> UNet:
@@ -80,11 +105,27 @@ def our_vae(family: Family, peer: nn.Module) -> VAE:
     return sharing(network, peer, vae_rules())
 
 
-def pipeline(family: Family, unet: nn.Module, vae: nn.Module, device: str, dtype: torch.dtype) -> Pipeline:
+def sharing(network: Network, peer: nn.Module, rules: Sequence[Rule]) -> Network:
+    """A network of ours on the meta device, on the tensors of a peer whose names the rules tell."""
+    theirs = peer.state_dict()
+    sources = table(network.state_dict(), rules)
+    state = {ours: source.form.load(theirs[source.key]) for ours, source in sources.items()}
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def pipeline(
+    family: Family,
+    unet: nn.Module,
+    vae: nn.Module,
+    device: str,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+) -> Pipeline:
     """A pipeline of these peers' tensors, with text encoders of random weights."""
     with torch.device("meta"):
         _, _, *texts = (build() for build in networks(family).values())
-    encoders = [filled(text, device, dtype) for text in texts]
+    encoders = [filled(text, device, dtype, layout) for text in texts]
     tokenizers = [usual_tokenizer(text) for text in family.texts]
     return Pipeline(family, our_unet(family, unet), our_vae(family, vae), encoders, tokenizers)
 

@@ -1,0 +1,30 @@
+"""How a module is made to compute what another function does.
+
+A module has its own method from then on, which does not hold the module: else each would hold the other, and
+memory would be freed whenever Python looks for such circles, not when a pipeline is gone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from weakref import ref
+
+from torch import nn
+
+
+class Method:
+    """function(module, *more, …). A copy of the module has a copy of this."""
+
+    def __init__(self, function: Callable[..., Any], module: nn.Module, *more: Any):
+        self.function, self.module, self.more = function, ref(module), more
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        return self.function(self.module(), *self.more, *given, **named)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Method, (self.function, self.module(), *self.more)
+
+
+def take(module: nn.Module, function: Callable[..., Any], *more: Any, name: str = "forward") -> None:
+    """Let function(module, *more, …) be a method of a module, which is `packed` from then on."""
+    setattr(module, name, Method(function, module, *more))
+    module.packed = True  # type: ignore[assignment]
