@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import InputError
-from ldm.layers import Downsample, ResBlock, Upsample, keep
+from ldm.layers import ResBlock, Upsample, keep
 from ldm.once import Once, by
 from ldm.unet.blocks import GEGLU
 from ldm.winograd import Rows, linear, unfolded
@@ -37,28 +37,32 @@ def as_image(x: Tensor) -> Tensor:
 
 def convolved(
     module: nn.Conv2d,
-    x: Tensor,
-    rows: Rows | None = None,
+    rows: Rows,
+    size: tuple[int, ...],
     told: Tensor | None = None,
     skip: Rows | None = None,
 ) -> Tensor:
-    """A convolution of x [b h w c] or of what `rows` makes of it, plus told [b c'] and skip -> [b h w c']."""
-    tiles = getattr(module, "tiles", None)
-    whole = (range(len(x)), range(x.shape[1]))
-    if rows is None and module.stride == (2, 2) and isinstance(module, Downsample) and any(module.padding):
-        y = unfolded(module.weight, F.pad(x, (0, 0, 1, 1, 1, 1)), stride=2)
-        return y if module.bias is None else y.add_(module.bias)
-    if tiles is None:
-        seen = as_image(x if rows is None else rows(*whole))
-        y = as_pixels(F.conv2d(
-            seen, module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
-        ))  # fmt: skip
-        y = y if told is None else y.add_(told[:, None, None])
-        return y if skip is None else y.add_(skip(*whole))
-    bias = x.new_zeros(1, module.out_channels) if module.bias is None else module.bias[None]
-    bias = bias if told is None else bias + told
-    out: Tensor = tiles(module, rows or lines(x), x.shape[:3], bias, skip)
-    return out
+    """A convolution of rows of a size (b, h, w), plus told [b c'] and skip -> [b h w c']."""
+    if tiles := getattr(module, "tiles", None):
+        bias = torch.zeros(1, module.out_channels) if module.bias is None else module.bias[None]
+        out: Tensor = tiles(module, rows, size, bias if told is None else bias + told, skip)
+        return out
+    whole = (range(size[0]), range(size[1]))
+    y = as_pixels(nn.Conv2d._conv_forward(module, as_image(rows(*whole)), module.weight, module.bias))
+    y = y if told is None else y.add_(told[:, None, None])
+    return y if skip is None else y.add_(skip(*whole))
+
+
+def convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `Conv2d._conv_forward`."""
+    pixels = as_pixels(untrained(x, weight))
+    return as_image(convolved(module, lines(pixels), pixels.shape[:3]))
+
+
+def strided(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3×3 convolution of stride 2 and padding 1, as `Conv2d._conv_forward`."""
+    y = unfolded(weight, F.pad(as_pixels(untrained(x, weight)), (0, 0, 1, 1, 1, 1)), stride=2)
+    return as_image(y if bias is None else y.add_(bias))
 
 
 def lines(x: Tensor) -> Rows:
@@ -116,10 +120,11 @@ def res_block(block: ResBlock, x: Tensor, time: Tensor | Once | None = None) -> 
     if block.scale_shift or block.resample is not keep:
         return ResBlock.forward(block, x, time)
     x = as_pixels(x)
+    size = x.shape[:3]
     told = None if time is None or block.time is None else by(block.tell, time)
-    h = convolved(block.conv1, x, normed(block.norm1, x), told)
+    h = convolved(block.conv1, normed(block.norm1, x), size, told)
     skip = lines(x) if isinstance(block.skip, nn.Identity) else mixed(block.skip, x)
-    return as_image(convolved(block.conv2, h, normed(block.norm2, h), skip=skip))
+    return as_image(convolved(block.conv2, normed(block.norm2, h), size, skip=skip))
 
 
 def mixed(module: nn.Conv2d, x: Tensor) -> Rows:
@@ -140,7 +145,7 @@ def upsample(module: Upsample, x: Tensor, size: torch.Size | None = None) -> Ten
         y = x[images.start : images.stop, first:last].repeat_interleave(2, 1).repeat_interleave(2, 2)
         return y[:, some.start - 2 * first : some.stop - 2 * first]
 
-    return as_image(convolved(module, x.new_empty(len(x), 2 * h, 2 * w, 0), rows))
+    return as_image(convolved(module, rows, (len(x), 2 * h, 2 * w)))
 
 
 def geglu(module: GEGLU, x: Tensor) -> Tensor:

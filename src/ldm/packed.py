@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import DeviceError, InputError
-from ldm.fused import as_image, as_pixels, convolved, geglu, group_norm, res_block, untrained, upsample
-from ldm.layers import ResBlock, Upsample
+from ldm.fused import convolution, geglu, group_norm, res_block, strided, untrained, upsample
+from ldm.layers import Downsample, ResBlock, Upsample
 from ldm.methods import take
 from ldm.pages import Range, forget, mapped, unwritten
 from ldm.unet.blocks import GEGLU
@@ -91,12 +91,8 @@ def pack_convolution(module: nn.Conv2d, files: list[Range]) -> None:
         return
     if min(module.weight.shape[:2]) >= LEAST_TILED and module.kernel_size == (3, 3) and plain:
         module.tiles = Convolution(module, files)  # type: ignore[assignment]
-    take(module, convolution, name="_conv_forward")
-
-
-def convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As `Conv2d._conv_forward`."""
-    return as_image(convolved(module, as_pixels(untrained(x, weight))))
+    halves = isinstance(module, Downsample) and any(module.padding)
+    take(module, strided if halves else convolution, name="_conv_forward")
 
 
 class Held:

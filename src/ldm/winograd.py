@@ -70,7 +70,7 @@ class Convolution:
             return self.tiled
 
     def __call__(
-        self, module: nn.Conv2d, rows: Rows, size: tuple[int, int, int], bias: Tensor, skip: Rows | None
+        self, module: nn.Conv2d, rows: Rows, size: tuple[int, ...], bias: Tensor, skip: Rows | None
     ) -> Tensor:
         """rows [b h w c] of a size (b, h, w) -> [b h w c']. bias [b or 1, c']; skip [b h w c'] is added."""
         b, h, w = size
