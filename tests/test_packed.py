@@ -133,7 +133,7 @@ def test_residual_blocks(name, size):
         assert error(block(x, time.roll(1, 1)), wanted) > 1e-2
 
 
-@pytest.mark.parametrize("size", [(1, 8, 8), (2, 5, 9), (1, 40, 33)])
+@pytest.mark.parametrize("size", [(1, 8, 8), (2, 5, 9), (1, 40, 33), (3, 1, 1), (1, 1, 3), (2, 3, 2)])
 @pytest.mark.parametrize("wanted", [None, (1, 0), (0, 1)])
 def test_upsampling(size, wanted):
     module, (b, h, w) = drawn(Upsample(128)), size
@@ -143,6 +143,8 @@ def test_upsampling(size, wanted):
     pack(module)
     assert error(module(x, to), exact) < BOUND
     assert error(module(x, torch.Size((2 * h, 2 * w))), module(x)) == 0
+    assert (module.doubling.tiled is not None) == (4 * h * w >= LEAST_PIXELS) and not module.weight.is_meta
+    assert error(module(x.roll(1, 3), to), exact) > 0.1 or w == 1
 
 
 @pytest.mark.parametrize("tokens", [3, 2000])
@@ -245,7 +247,11 @@ def test_a_deep_level_makes_no_tiles_of_small_pictures():
     with torch.no_grad():
         unet(unit_noise(0, 1, 4, 64, 64), torch.tensor([3.0]))  # 8² in the deepest level
     deep = (*unet.down[3:], unet.mid, *unet.up[:1])
-    tiled = {name: module.tiles for name, module in unet.named_modules() if hasattr(module, "tiles")}
+    tiled = {
+        name: getattr(module, "doubling", module.tiles)
+        for name, module in unet.named_modules()
+        if hasattr(module, "tiles")
+    }
     inside = {id(module) for part in deep for module in part.modules()}
     names = {name for name, module in unet.named_modules() if id(module) in inside}
     for name, tiles in tiled.items():
@@ -256,10 +262,10 @@ def test_threads_may_meet_at_the_first_use(monkeypatch):
     """The kernels of tiles are made then, by one of them, and the weight is let go of."""
     made = []
 
-    def slowly(weight):
+    def slowly(weight, kernel):
         made.append(weight)
         time.sleep(0.05)
-        return transformed(weight)
+        return transformed(weight, kernel)
 
     monkeypatch.setattr("ldm.winograd.transformed", slowly)
     module = drawn(nn.Conv2d(LEAST_TILED, LEAST_TILED, 3, padding=1))

@@ -44,13 +44,18 @@ def convolved(
 ) -> Tensor:
     """A convolution of rows of a size (b, h, w), plus told [b c'] and skip -> [b h w c']."""
     if tiles := getattr(module, "tiles", None):
-        bias = torch.zeros(1, module.out_channels) if module.bias is None else module.bias[None]
-        out: Tensor = tiles(module, rows, size, bias if told is None else bias + told, skip)
+        bias = biases(module) if told is None else biases(module) + told
+        out: Tensor = tiles(module, rows, size, bias, skip)
         return out
     whole = (range(size[0]), range(size[1]))
     y = as_pixels(nn.Conv2d._conv_forward(module, as_image(rows(*whole)), module.weight, module.bias))
     y = y if told is None else y.add_(told[:, None, None])
     return y if skip is None else y.add_(skip(*whole))
+
+
+def biases(module: nn.Conv2d) -> Tensor:
+    """What a convolution adds to all pixels [1 c']."""
+    return torch.zeros(1, module.out_channels) if module.bias is None else module.bias[None]
 
 
 def convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -136,16 +141,11 @@ def mixed(module: nn.Conv2d, x: Tensor) -> Rows:
 def upsample(module: Upsample, x: Tensor, size: torch.Size | None = None) -> Tensor:
     """As `Upsample.forward`: where the size is doubled, no doubled image is written; x [b c h w]."""
     *_, h, w = x.shape
-    if size is not None and tuple(size) != (2 * h, 2 * w):
+    doubling = getattr(module, "doubling", None)
+    if doubling is None or (size is not None and tuple(size) != (2 * h, 2 * w)):
         return Upsample.forward(module, x, size)
-    x = as_pixels(x)
-
-    def rows(images: range, some: range) -> Tensor:
-        first, last = some.start // 2, -(-some.stop // 2)
-        y = x[images.start : images.stop, first:last].repeat_interleave(2, 1).repeat_interleave(2, 2)
-        return y[:, some.start - 2 * first : some.stop - 2 * first]
-
-    return as_image(convolved(module, rows, (len(x), 2 * h, 2 * w)))
+    pixels = as_pixels(x)
+    return as_image(doubling(module, lines(pixels), pixels.shape[:3], biases(module), None))
 
 
 def geglu(module: GEGLU, x: Tensor) -> Tensor:

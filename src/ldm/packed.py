@@ -20,7 +20,7 @@ from ldm.methods import take
 from ldm.pages import Range, forget, mapped, unwritten
 from ldm.unet.blocks import GEGLU
 from ldm.unet.unet import Level, Mid, UNet
-from ldm.winograd import DEEP_PIXELS, Convolution, linear
+from ldm.winograd import DEEP_PIXELS, DOUBLED, Convolution, linear
 
 LEAST = 32  # channels of what is packed
 LEAST_TILED = 128  # channels of what is computed by tiles: with fewer the sums take longer than they save
@@ -57,8 +57,9 @@ def pack(network: nn.Module) -> None:
             if isinstance(module, kind):
                 change(module, files)
     for module in deep(network):
-        if tiles := getattr(module, "tiles", None):
-            tiles.least = DEEP_PIXELS
+        for tiles in (vars(module).get(name) for name in ("tiles", "doubling")):
+            if tiles is not None:
+                tiles.least = DEEP_PIXELS
 
 
 def deep(network: nn.Module) -> Iterator[nn.Module]:
@@ -90,7 +91,11 @@ def pack_convolution(module: nn.Conv2d, files: list[Range]) -> None:
     if min(module.in_channels, module.out_channels) < LEAST:
         return
     if min(module.weight.shape[:2]) >= LEAST_TILED and module.kernel_size == (3, 3) and plain:
-        module.tiles = Convolution(module, files)  # type: ignore[assignment]
+        doubles = isinstance(module, Upsample)
+        lasting = doubles or bool(mapped([module.weight], files))  # beside the tiles' it takes no memory
+        module.tiles = Convolution(lasting)  # type: ignore[assignment]
+        if doubles:
+            module.doubling = Convolution(lasting, DOUBLED)  # type: ignore[assignment]
     halves = isinstance(module, Downsample) and any(module.padding)
     take(module, strided if halves else convolution, name="_conv_forward")
 

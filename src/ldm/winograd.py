@@ -3,17 +3,19 @@
     y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A          16 products a channel for 2×2 pixels, instead of 36
 
 where g is the kernel and d a tile of 2×2 pixels with a border (Winograd 1980; Lavin & Gray 2016, sec. 4.1).
-Summed over channels, ⊙ is 16 products of matrices. Where there are few pixels, g takes longer to be read than
-to be used: there it is used as it lies in the file, and the pixels are unfolded.
+Summed over channels, ⊙ is 16 products of matrices. Where an image is doubled first, each of its pixels is a
+tile and has 9: along each axis d1 and d2 are the same, so that one product in four is of zeros. Where there are
+few pixels, g takes longer to be read than to be used: it is used as it lies in the file, and the pixels are
+unfolded.
 
 Rows are made when they are needed, by a function of the images and rows that are asked for; so norms and
 gates before a convolution, and sums after it, cost no memory beside the cache.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product as pairs
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import InputError
-from ldm.pages import Range, mapped
 
 Rows = Callable[[range, range], Tensor]  # of images and rows -> their pixels [b r w c]
 
@@ -29,7 +30,6 @@ TILES = 512  # at once, so that they stay in the cache
 FEW = 64  # rows of a product
 LEAST_PIXELS, DEEP_PIXELS = 8 * 8, 16 * 16  # of an image that is computed by tiles, by many weights
 MAKING = Lock()  # kernels of tiles, by one thread at a time
-KERNEL = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])  # G
 
 
 def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -51,20 +51,63 @@ def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return y
 
 
-class Convolution:
-    """A 3×3 convolution of stride 1 and padding 1, by tiles or unfolded."""
+def spread(d: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Bᵀ d."""
+    d0, d1, d2, d3 = d
+    yield from (d0 - d2, d1 + d2, d2 - d1, d1 - d3)
 
-    def __init__(self, module: nn.Conv2d, files: list[Range]):
-        self.least = LEAST_PIXELS
+
+def gather(m: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """Aᵀ m, for which m is used up. m1 is in both: what is added to it is added to all pixels."""
+    m0, m1, m2, m3 = m
+    torch.add(m0.add_(m1), m2, out=out[0])
+    torch.sub(m1.sub_(m2), m3, out=out[1])
+
+
+def spread_doubled(d: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Bᵀ d of a pixel and its neighbours; the factor 2 of d1 + d2 is in the kernel."""
+    d0, d1, d2 = d
+    yield from (d0 - d1, d1, d1 - d2)
+
+
+def gather_doubled(m: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """Aᵀ m."""
+    m0, m1, m2 = m
+    torch.add(m0, m1, out=out[0])
+    torch.sub(m1, m2, out=out[1])
+
+
+class Tile(NamedTuple):
+    """How 2 pixels along an axis are computed."""
+
+    step: int  # pixels of the image from tile to tile
+    kernel: Tensor  # G
+    spread: Callable[[Sequence[Tensor]], Iterator[Tensor]] = spread
+    gather: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = gather
+
+
+PLAIN = Tile(2, torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]]))
+DOUBLED = Tile(
+    1, torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]]), spread_doubled, gather_doubled
+)
+
+
+class Convolution:
+    """A 3×3 convolution of stride 1 and padding 1 of an image, or of its double, by tiles or unfolded.
+
+    lasting  whether the module's weight is kept beside the tiles'
+    """
+
+    def __init__(self, lasting: bool, tile: Tile = PLAIN):
+        self.lasting, self.tile, self.least = lasting, tile, LEAST_PIXELS
         self.tiled: Tensor | None = None
-        self.lasting = bool(mapped([module.weight], files))  # kept beside the tiles' it takes no memory
 
     def kernels(self, module: nn.Conv2d) -> Tensor:
-        """G g Gᵀ [16 c' c], made at the first use. The weight is let go of where it takes memory."""
+        """G g Gᵀ [k k c' c], made at the first use. The weight is let go of where it is not to last."""
         with MAKING:
             if self.tiled is None:
                 weight = module.weight.detach()
-                self.tiled = transformed(weight)
+                self.tiled = transformed(weight, self.tile.kernel)
                 if not self.lasting:  # of it stays what it was like
                     module.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
             return self.tiled
@@ -72,40 +115,45 @@ class Convolution:
     def __call__(
         self, module: nn.Conv2d, rows: Rows, size: tuple[int, ...], bias: Tensor, skip: Rows | None
     ) -> Tensor:
-        """rows [b h w c] of a size (b, h, w) -> [b h w c']. bias [b or 1, c']; skip [b h w c'] is added."""
+        """rows [b h w c] of a size (b, h, w) -> [b h w c'], or [b 2h 2w c'] of the double.
+
+        bias [b or 1, c'] and skip, of the size of what is computed, are added.
+        """
         b, h, w = size
-        weight = module.weight
-        out = bias.new_empty(b, h, w, module.out_channels)
-        product: Callable[[Tensor], Tensor]
-        if weight.is_meta or h * w >= self.least:
-            product = partial(by_tiles, self.kernels(module))
-        else:
-            product = partial(unfolded, weight)
-        for images, lines in parts(b, -(-h // 2), -(-w // 2)):
-            some = range(2 * lines.start, min(2 * lines.stop, h))
-            seen = bordered(rows, images, some, h, 2 * len(lines))
-            y = product(seen)[:, : len(some), :w]
-            own = slice(images.start, images.stop)
-            y += bias[own if len(bias) > 1 else slice(None), None, None]
-            place = out[own, some.start : some.stop]
-            place.copy_(y) if skip is None else torch.add(y, skip(images, some), out=place)
-        return out
+        step, weight = self.tile.step, module.weight
+        high, wide = 2 * h // step, 2 * w // step
+        tiled = weight.is_meta or high * wide >= self.least
+        weight = self.kernels(module) if tiled else weight
+        out = bias.new_empty(b, high + high % 2, wide + wide % 2, module.out_channels)
+        for images, lines in parts(b, out.shape[1] // 2, out.shape[2] // 2):
+            own, first, last = slice(images.start, images.stop), step * lines.start, step * lines.stop
+            seen = range(max(first - 1, 0), min(last + 1, h))
+            x, above = rows(images, seen), seen.start - first + 1
+            told, place = bias[own] if len(bias) > 1 else bias, out[own, 2 * lines.start : 2 * lines.stop]
+            if tiled:
+                by_tiles(self.tile, weight, columns(x, above, last - first + 2, step), told, place)
+            else:
+                x = F.pad(x, (0, 0, 1, 1 + w % step, above, last - first + 2 - above - len(seen)))
+                x = x if step == 2 else doubled(x)[:, 1:-1, 1:-1]
+                torch.add(unfolded(weight, x), told[:, None, None], out=place)
+            if skip is not None:
+                here = range(2 * lines.start, min(2 * lines.stop, high))
+                place[:, : len(here), :wide] += skip(images, here)
+        return out[:, :high, :wide]
 
 
-def transformed(weight: Tensor) -> Tensor:
-    """G g Gᵀ of kernels [c' c 3 3] -> [16 c' c]."""
+def transformed(weight: Tensor, kernel: Tensor) -> Tensor:
+    """G g Gᵀ of kernels [c' c 3 3] by G [k 3] -> [k k c' c]."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        both = torch.kron(KERNEL, KERNEL)
+        both = torch.kron(kernel, kernel)
         parts = [both @ rearrange(part, "o c i j -> (i j) (o c)") for part in weight.split(64)]
-        return torch.cat([part.unflatten(1, (-1, weight.shape[1])) for part in parts], dim=1)
+        whole = torch.cat([part.unflatten(1, (-1, weight.shape[1])) for part in parts], dim=1)
+        return whole.unflatten(0, (len(kernel), -1))
 
 
-def bordered(rows: Rows, images: range, some: range, high: int, wanted: int) -> Tensor:
-    """Rows with a border of zeros or of their neighbours [b 2r+2 2t+2 c]; odd sizes have one more."""
-    first, last = max(some.start - 1, 0), min(some.stop + 1, high)
-    x = rows(images, range(first, last))
-    above = first - (some.start - 1)
-    return F.pad(x, (0, 0, 1, 1 + x.shape[2] % 2, above, wanted + 2 - above - len(range(first, last))))
+def doubled(x: Tensor) -> Tensor:
+    """[b h w c] -> [b 2h 2w c]."""
+    return x.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
 def unfolded(weight: Tensor, seen: Tensor, stride: int = 1) -> Tensor:
@@ -114,28 +162,39 @@ def unfolded(weight: Tensor, seen: Tensor, stride: int = 1) -> Tensor:
     return linear(weight.flatten(1), None, rearrange(patches, "b h w c i j -> b h w (c i j)"))
 
 
-def by_tiles(weights: Tensor, x: Tensor) -> Tensor:
-    """[b 2r+2 2t+2 c] -> [b 2r 2t c'] with weights [16 c' c]."""
-    b, high, wide, c = x.shape
-    r, t = high // 2 - 1, wide // 2 - 1
-    m = [
-        [linear(w, None, v.reshape(-1, c)) for w, v in zip(four, halved(part, 2, t), strict=True)]
-        for part, four in zip(halved(x, 1, r), weights.split(4), strict=True)
-    ]
-    y = x.new_empty(b, r, 2, t, 2, weights.shape[1])
-    upper = [m0.add_(m1).add_(m2) for m0, m1, m2 in zip(m[0], m[1], m[2], strict=True)]
-    lower = [m1.sub_(m2).sub_(m3) for m1, m2, m3 in zip(m[1], m[2], m[3], strict=True)]
-    for i, (m0, m1, m2, m3) in enumerate((upper, lower)):
-        left, right = m0.add_(m1).add_(m2), m1.sub_(m2).sub_(m3)
-        for j, half in enumerate((left, right)):
-            y[:, :, i, :, j] = half.view(b, r, t, -1)
-    return rearrange(y, "b r i t j c -> b (r i) (t j) c")
+def columns(x: Tensor, above: int, high: int, step: int) -> Tensor:
+    """Every `step`-th column [step b high t' c] of x [b r w c] in zeros, of which `above` rows lie above."""
+    b, r, w, c = x.shape
+    out = x.new_empty(step, b, high, -(-w // step) + 2 // step, c)
+    out[:, :, :above] = out[:, :, above + r :] = 0
+    for first, part in enumerate(out[:, :, above : above + r]):
+        own = x[:, :, (first - 1) % step :: step]
+        at = int(first == 0)
+        part[:, :, :at] = part[:, :, at + own.shape[2] :] = 0
+        part[:, :, at : at + own.shape[2]] = own
+    return out
 
 
-def halved(x: Tensor, axis: int, count: int) -> Iterator[Tensor]:
-    """Bᵀ along an axis: of `count` overlapping fours d of numbers d0 - d2, d1 + d2, d2 - d1 and d1 - d3."""
-    d0, d1, d2, d3 = (x.narrow(axis, i, 2 * count - 1).unfold(axis, 1, 2).squeeze(-1) for i in range(4))
-    yield from (d0 - d2, d1 + d2, d2 - d1, d1 - d3)
+def by_tiles(tile: Tile, weights: Tensor, x: Tensor, bias: Tensor, out: Tensor) -> None:
+    """x [step b step·r+2 t' c], as of `columns`, into out [b 2r 2t c'] by weights [k k c' c].
+
+    bias [b or 1, c']
+    """
+    b, r, t, k, step = len(out), out.shape[1] // 2, out.shape[2] // 2, len(weights), tile.step
+    places, m = out.unflatten(2, (t, 2)).unflatten(1, (r, 2)), []
+    told = {(1, 1): bias[0]} if len(bias) == 1 else {}
+    for i, part in enumerate(tile.spread([x[:, :, n : n + step * (r - 1) + 1 : step] for n in range(k)])):
+        own = [part[n % step, :, :, n // step : n // step + t] for n in range(k)]
+        m.append([
+            linear(weights[i, j], told.get((i, j)), d.reshape(-1, x.shape[-1]))
+            for j, d in enumerate(tile.spread(own))
+        ])  # fmt: skip
+    for four in zip(*m, strict=True):
+        tile.gather(four, four[:2])
+    for i, row in enumerate(m[:2]):
+        tile.gather([y.view(b, r, t, -1) for y in row], [places[:, :, i, :, j] for j in range(2)])
+    if not told:
+        out += bias[:, None, None]
 
 
 def parts(images: int, high: int, wide: int) -> Iterator[tuple[range, range]]:
