@@ -4,9 +4,9 @@
 
 where g is the kernel and d a tile of 2×2 pixels with a border (Winograd 1980; Lavin & Gray 2016, sec. 4.1).
 Summed over channels, ⊙ is 16 products of matrices. Where an image is doubled first, each of its pixels is a
-tile and has 9: along each axis d1 and d2 are the same, so that one product in four is of zeros. Where there are
-few pixels, g takes longer to be read than to be used: it is used as it lies in the file, and the pixels are
-unfolded.
+tile and has 9: along each axis d1 and d2 are the same, and one product in four is of zeros.
+Where there are few pixels, g takes longer to be read than to be used: it is used as it lies in the file, and
+the pixels are unfolded.
 
 Rows are made when they are needed, by a function of the images and rows that are asked for; so norms and
 gates before a convolution, and sums after it, cost no memory beside the cache.
