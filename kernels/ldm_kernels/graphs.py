@@ -117,8 +117,8 @@ class Captured:
     """run(x, t, context, vector, label) of a packed UNet, by graphs where that can be.
 
     That is where nothing looks into the network (hooks, gradients, a backend of the caller's own), and where
-    t and context are `Once`. A graph for which memory is too short is given up, and so are all others, which
-    are recorded anew when they are asked for.
+    t and context are `Once`. A graph that cannot be recorded, as memory is too short, is given up, and so are
+    all others, which are recorded anew when they are asked for.
 
     recorder  makes what makes replays
     kept      graphs, those of the sizes last in use
@@ -167,19 +167,17 @@ class Captured:
             return out
 
     def keep(self, key: tuple[Any, ...], x: Tensor, t: Once, context: Once | None) -> bool:
-        """Record a graph; False if memory is too short for it."""
+        """Record a graph; False if that cannot be, which the logger "ldm" is told."""
         try:
             self.graphs[key] = Graph(self.run, self.record, x, t, context)
         except RuntimeError as error:
-            if not too_short(error):
-                raise
             self.graphs.clear()
             self.record = self.recorder()  # one that was interrupted is of no use
+            short = "there is too little memory for it; a smaller batch or picture would have one"
             log.warning(
-                "there is too little memory for a CUDA graph of the UNet's step with a latent of %s: "
-                "such steps run without one, and slower; a smaller batch or picture would have one",
-                list(x.shape),
-            )
+                "steps with a latent of %s have no CUDA graph, and are slower: %s",
+                list(x.shape), short if too_short(error) else error,
+            )  # fmt: skip
             return False
         if len(self.graphs) > self.kept:  # not before: the last of a pool would take it along
             self.graphs.popitem(last=False)
