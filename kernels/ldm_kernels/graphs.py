@@ -1,9 +1,8 @@
-"""The UNet's step as a CUDA graph: what were a thousand launches is one.
+"""What networks compute as CUDA graphs: what were a thousand launches is one.
 
-A graph does again what was done while it was recorded, with the same memory. So what changes from step to
-step is copied to places that the graph reads: the latent; what the layers make of the noise level; and, where
-the text is another, what they make of that. Of sizes that are new the first step runs as ever, which is when
-kernels are compiled and chosen; so does the second, which is recorded afterwards.
+A graph does again what was done while it was recorded, with the same memory. So what changes from call to
+call is copied to places that the graph reads (`steps`, `texts`). Of sizes that are new the first call runs as
+ever, which is when kernels are compiled and chosen; so does the second, which is recorded afterwards.
 """
 
 import gc
@@ -13,26 +12,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_all
 
 from ldm.attention import in_force, sdpa
-from ldm.once import Once, plain
 from ldm_kernels.backend import attend
 from ldm_kernels.choice import alone
 
 KEPT = 8  # graphs of a network, each of which has the memory of its buffers
 MET = 64  # sizes that are remembered as met
-Replay = Callable[[], Tensor]
-Record = Callable[[Callable[[], Tensor]], Replay]
+Replay = Callable[[], Any]
+Record = Callable[[Callable[[], Any]], Replay]
 log = logging.getLogger("ldm")
 
 
 class Recorder:
-    """record(function) -> replay, which does a function's work again and gives the tensor that it is in.
+    """record(function) -> replay, which does a function's work again and gives the tensors that it is in.
 
     The function is run twice. The graphs of one recorder work in the same memory, and must take turns.
     """
@@ -41,7 +38,7 @@ class Recorder:
         self.streams: dict[torch.device, torch.cuda.Stream] = {}
         self.pools: dict[torch.device, Any] = {}
 
-    def __call__(self, function: Callable[[], Tensor]) -> Replay:
+    def __call__(self, function: Callable[[], Any]) -> Replay:
         now = torch.cuda.current_stream()
         with alone, torch.cuda.stream(now):  # which is again the current one if recording fails
             if now.device not in self.streams:
@@ -56,7 +53,7 @@ class Recorder:
                 out = function()
             self.pools[now.device] = graph.pool()
 
-        def replay() -> Tensor:
+        def replay() -> Any:
             graph.replay()
             return out
 
@@ -81,84 +78,49 @@ def by_itself() -> Iterator[None]:
             gc.enable()
 
 
-class Held:
-    """What layers made of an input, at places that stay."""
+class Graphs:
+    """run(*given) of a network, by graphs where that can be.
 
-    def __init__(self, source: Once):
-        self.made = {layer: source.by(layer).clone() for layer in source.made}
-        self.once = Once(source.whole.new_empty(0), made=self.made)  # any other layer fails on nothing
-        self.source = ref(source)
+    That is where nothing looks into the network (hooks, gradients, a backend of the caller's own). A graph
+    that cannot be recorded, as memory is too short, is given up, and so are all others, which are recorded
+    anew when they are asked for.
 
-    def take(self, source: Once) -> None:
-        """What they make of another input."""
-        if self.source() is not source:
-            torch._foreach_copy_(list(self.made.values()), [source.by(layer) for layer in self.made])
-            self.source = ref(source)
-
-
-class Graph:
-    """run(x, t, context), recorded."""
-
-    def __init__(self, run: Callable[..., Tensor], record: Record, x: Tensor, t: Once, context: Once | None):
-        self.x, self.t = x.clone(), Held(t)
-        self.context = None if context is None else Held(context)
-        given = (self.x, self.t.once, None if self.context is None else self.context.once)
-        self.replay = record(lambda: run(*given))
-
-    def __call__(self, x: Tensor, t: Once, context: Once | None) -> Tensor:
-        self.x.copy_(x)
-        self.t.take(t)
-        if self.context is not None and context is not None:
-            self.context.take(context)
-        return self.replay().clone()
-
-
-class Captured:
-    """run(x, t, context, vector, label) of a packed UNet, by graphs where that can be.
-
-    That is where nothing looks into the network (hooks, gradients, a backend of the caller's own), and where
-    t and context are `Once`. A graph that cannot be recorded, as memory is too short, is given up, and so are
-    all others, which are recorded anew when they are asked for.
-
+    graph     (run, record, *given) -> what computes it of others of the same sizes
+    what      what it computes of the first that is given, for the logger
     recorder  makes what makes replays
     kept      graphs, those of the sizes last in use
     """
 
+    graph: Callable[..., Callable[..., Any]]
+    what: str
+
     def __init__(
         self,
-        unet: nn.Module,
-        run: Callable[..., Tensor],
+        network: nn.Module,
+        run: Callable[..., Any],
         recorder: Callable[[], Record] = Recorder,
         kept: int = KEPT,
     ):
         self.run, self.recorder, self.record, self.kept = run, recorder, recorder(), kept
-        inner = list(unet.modules())[1:]
+        inner = list(network.modules())[1:]
         self.hooks = [
             hooks for module in inner for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
         self.hooks += [of_all._global_forward_hooks, of_all._global_forward_pre_hooks]
-        self.graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
+        self.graphs: OrderedDict[tuple[Any, ...], Callable[..., Any]] = OrderedDict()
         self.met: OrderedDict[tuple[Any, ...], bool] = OrderedDict()  # and whether a graph may be recorded
         self.turn = Turn()
 
-    def __call__(
-        self,
-        x: Tensor,
-        t: Tensor | Once,
-        context: Tensor | Once | None = None,
-        vector: Tensor | None = None,
-        label: Tensor | None = None,
-    ) -> Tensor:
-        if not isinstance(t, Once) or isinstance(context, Tensor) or self.seen(x):
-            return self.run(x, t, context, vector, label)
-        key = circumstances(x, t, context)
+    def computed(self, x: Tensor, *more: Any, key: tuple[Any, ...] = ()) -> Any:
+        """run(x, *more); key: what of `more` a graph is recorded for."""
+        key = (*circumstances(x), *key)
         with self.turn.of(x), torch.inference_mode(False), torch.no_grad():
             if key in self.graphs:
                 self.graphs.move_to_end(key)
-                return self.graphs[key](x, t, context)
-            out = self.as_ever(x, t, context)
+                return self.graphs[key](x, *more)
+            out = self.as_ever(x, *more)
             if self.met.get(key, False):
-                self.met[key] = self.keep(key, x, t, context)
+                self.met[key] = self.keep(key, x, *more)
             else:
                 self.met.setdefault(key, True)
             self.met.move_to_end(key)
@@ -166,17 +128,17 @@ class Captured:
                 self.met.popitem(last=False)
             return out
 
-    def keep(self, key: tuple[Any, ...], x: Tensor, t: Once, context: Once | None) -> bool:
+    def keep(self, key: tuple[Any, ...], x: Tensor, *more: Any) -> bool:
         """Record a graph; False if that cannot be, which the logger "ldm" is told."""
         try:
-            self.graphs[key] = Graph(self.run, self.record, x, t, context)
+            self.graphs[key] = self.graph(self.run, self.record, x, *more)
         except RuntimeError as error:
             self.graphs.clear()
             self.record = self.recorder()  # one that was interrupted is of no use
             short = "there is too little memory for it; a smaller batch or picture would have one"
             log.warning(
-                "steps with a latent of %s have no CUDA graph, and are slower: %s",
-                list(x.shape), short if too_short(error) else error,
+                "%s %s have no CUDA graph, and are slower: %s",
+                self.what, list(x.shape), short if too_short(error) else error,
             )  # fmt: skip
             return False
         if len(self.graphs) > self.kept:  # not before: the last of a pool would take it along
@@ -188,22 +150,21 @@ class Captured:
         looked = torch.is_grad_enabled() or any(self.hooks) or in_force(attend) not in (attend, sdpa)
         return looked or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
-    def as_ever(self, x: Tensor, t: Once, context: Once | None) -> Tensor:
+    def as_ever(self, *given: Any) -> Any:
         """Without a graph; cuDNN tries which of its convolutions are the fastest, and remembers them."""
         with alone:  # what cuDNN does is a setting of the whole process
             before = torch.backends.cudnn.benchmark
             torch.backends.cudnn.benchmark = True
             try:
-                return self.run(x, t, context)
+                return self.run(*given)
             finally:
                 torch.backends.cudnn.benchmark = before
 
 
-def circumstances(x: Tensor, t: Once, context: Once | None) -> tuple[Any, ...]:
-    """All that a graph is recorded for, so that where any of it is another the graph is."""
-    heard = None if context is None else plain(context).shape
+def circumstances(x: Tensor) -> tuple[Any, ...]:
+    """What a graph is recorded for; where any of it is another, so is the graph."""
     cast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
-    return x.device, x.dtype, x.shape, plain(t).shape, heard, in_force(attend), *cast
+    return x.device, x.dtype, x.shape, in_force(attend), *cast
 
 
 def too_short(error: BaseException | None) -> bool:

@@ -7,7 +7,8 @@
 
 Channels lie last. Each is computed by the fastest of its ways (`choice`), attention too, unless a backend is
 in force. Weights that are put side by side stay there once: those of the layers are parts of them.
-What is made ready draws and does nothing else. The UNet's step is repeated as one CUDA graph (`graphs`).
+What is made ready draws and does nothing else. The UNet's step is repeated as one CUDA graph (`steps`), and
+so is what a text encoder does (`texts`).
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.attention import Attention, in_force
+from ldm.clip import TextEncoder
 from ldm.errors import InputError
 from ldm.layers import ResBlock
 from ldm.methods import Method, take
@@ -30,14 +32,15 @@ from ldm.vae.autoencoder import Decoder, Encoder
 from ldm_kernels import choice
 from ldm_kernels.backend import TYPES, attend
 from ldm_kernels.entry import LAST, enter
-from ldm_kernels.graphs import Captured
 from ldm_kernels.precision import narrow
+from ldm_kernels.steps import Captured
+from ldm_kernels.texts import Reader
 from ldm_kernels.ways import gate, join, norm_images, norm_tokens
 
 
 @torch.no_grad()
 def prepare(model: Model) -> None:
-    """Make a model's UNet and autoencoder ready, in place. Raises InputError where they cannot be."""
+    """Make a model ready, in place. Raises InputError where they cannot be."""
     if getattr(model.unet, "packed", False):
         return
     dtype, on_gpu = model.unet.conv_in.weight.dtype, model.device.type == "cuda"
@@ -48,6 +51,9 @@ def prepare(model: Model) -> None:
         )
     if on_gpu:
         narrow(model.vae)
+        for encoder in model.text_encoders:
+            if isinstance(encoder, TextEncoder):
+                encoder.pooled = Reader(encoder)  # type: ignore[method-assign]
     for network in (model.unet, model.vae):
         network.requires_grad_(False).to(memory_format=LAST)
         pack(network)

@@ -2,7 +2,7 @@
 
 import torch
 from ldm_kernels import networks
-from ldm_kernels.graphs import Captured
+from ldm_kernels.steps import Captured
 
 from ldm.methods import Method
 from ldm.once import Once
@@ -24,7 +24,10 @@ class Again:
 
         def replay():
             self.replayed += 1
-            return out.copy_(function())
+            new = function()
+            if isinstance(out, tuple):
+                return tuple(a if a is None else a.copy_(b) for a, b in zip(out, new, strict=True))
+            return out.copy_(new)
 
         return replay
 

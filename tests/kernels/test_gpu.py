@@ -11,7 +11,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton")
 
 from ldm_kernels import backend, choice, ways
-from ldm_kernels.graphs import Captured
+from ldm_kernels.steps import Captured
 
 import ldm
 from ldm.once import Once
@@ -114,6 +114,18 @@ def test_paths_from_graphs_are_what_they_are_without(pipe):
         hook.remove()
     assert all(error(a, b) < 1e-2 for a, b in zip(found, wanted, strict=True))
     assert error(found[0], found[1]) > 2e-2 and torch.equal(found[0], found[2])
+
+
+def test_texts_from_graphs_are_what_they_are_without():
+    fast, plain = (reduced.make("sdxl").to("cuda", torch.bfloat16) for _ in range(2))
+    fast.pack()
+    for encoder, own in zip(fast.text_encoders, plain.text_encoders, strict=True):
+        for seed in range(4):  # as ever, recorded, repeated twice
+            generator = torch.Generator().manual_seed(seed)
+            ids = torch.randint(0, own.config.vocab, (2, own.config.length), generator=generator).cuda()
+            for found, wanted in zip(encoder.pooled(ids), own.pooled(ids), strict=True):
+                assert found is wanted is None or error(found, wanted) < 1e-2
+        assert len(encoder.pooled.graphs) == 1
 
 
 def test_the_host_waits_for_nothing(pipe):

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from ldm_kernels import backend, graphs
+from ldm_kernels import backend, steps
 
 import ldm
 from ldm.once import Once
@@ -159,7 +159,7 @@ def test_what_is_not_of_a_path_has_no_graph(how):
 
 
 def test_a_layer_that_was_not_there_fails():
-    held = graphs.Held(Once(unit_noise(0, 2, 5)))
+    held = steps.Held(Once(unit_noise(0, 2, 5)))
     with pytest.raises(RuntimeError):
         held.once.by(torch.nn.Linear(5, 3))
 
