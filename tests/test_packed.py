@@ -133,7 +133,9 @@ def test_residual_blocks(name, size):
         assert error(block(x, time.roll(1, 1)), wanted) > 1e-2
 
 
-@pytest.mark.parametrize("size", [(1, 8, 8), (2, 5, 9), (1, 40, 33), (3, 1, 1), (1, 1, 3), (2, 3, 2)])
+@pytest.mark.parametrize(
+    "size", [(1, 8, 8), (2, 5, 9), (1, 40, 33), (3, 1, 1), (1, 1, 3), (1, 64, 1), (2, 1, 20)]
+)
 @pytest.mark.parametrize("wanted", [None, (1, 0), (0, 1)])
 def test_upsampling(size, wanted):
     module, (b, h, w) = drawn(Upsample(128)), size
@@ -247,11 +249,11 @@ def test_a_deep_level_makes_no_tiles_of_small_pictures():
     with torch.no_grad():
         unet(unit_noise(0, 1, 4, 64, 64), torch.tensor([3.0]))  # 8² in the deepest level
     deep = (*unet.down[3:], unet.mid, *unet.up[:1])
-    tiled = {
-        name: getattr(module, "doubling", module.tiles)
-        for name, module in unet.named_modules()
-        if hasattr(module, "tiles")
-    }
+    tiled = {name: module.tiles for name, module in unet.named_modules() if hasattr(module, "tiles")}
+    for name, module in unet.named_modules():
+        if hasattr(module, "doubling"):
+            assert module.tiles.tiled is None
+            tiled[name] = module.doubling
     inside = {id(module) for part in deep for module in part.modules()}
     names = {name for name, module in unet.named_modules() if id(module) in inside}
     for name, tiles in tiled.items():
@@ -276,6 +278,13 @@ def test_threads_may_meet_at_the_first_use(monkeypatch):
         found = list(threads.map(module, [x] * 8))
     assert len(made) == 1 and module.weight.is_meta
     assert all(error(y, exact) < BOUND for y in found)
+    module = drawn(Upsample(LEAST_TILED))
+    sizes = [None, torch.Size((31, 32))] * 4
+    exact = [module(x, size) for size in sizes]
+    pack(module)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(module, [x] * 8, sizes))
+    assert len(made) == 3 and all(error(*pair) < BOUND for pair in zip(found, exact, strict=True))
 
 
 def test_a_refused_model_is_left_as_it_was():

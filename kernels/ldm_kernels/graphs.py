@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_all
+from triton.runtime.errors import TritonError
 
 from ldm.attention import in_force, sdpa
+from ldm.methods import Method
 from ldm_kernels.backend import attend
 from ldm_kernels.choice import alone
 
@@ -97,7 +99,7 @@ class Graphs:
     def __init__(
         self,
         network: nn.Module,
-        run: Callable[..., Any],
+        run: Method,
         recorder: Callable[[], Record] = Recorder,
         kept: int = KEPT,
     ):
@@ -111,10 +113,13 @@ class Graphs:
         self.met: OrderedDict[tuple[Any, ...], bool] = OrderedDict()  # and whether a graph may be recorded
         self.turn = Turn()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.run.__reduce__()  # a copy of the network has no graphs, and these are not its
+
     def computed(self, x: Tensor, *more: Any, key: tuple[Any, ...] = ()) -> Any:
         """run(x, *more); key: what of `more` a graph is recorded for."""
         key = (*circumstances(x), *key)
-        with self.turn.of(x), torch.inference_mode(False), torch.no_grad():
+        with torch.cuda.device_of(x), self.turn.of(x), torch.inference_mode(False), torch.no_grad():
             if key in self.graphs:
                 self.graphs.move_to_end(key)
                 return self.graphs[key](x, *more)
@@ -132,7 +137,7 @@ class Graphs:
         """Record a graph; False if that cannot be, which the logger "ldm" is told."""
         try:
             self.graphs[key] = self.graph(self.run, self.record, x, *more)
-        except RuntimeError as error:
+        except (RuntimeError, TritonError) as error:
             self.graphs.clear()
             self.record = self.recorder()  # one that was interrupted is of no use
             short = "there is too little memory for it; a smaller batch or picture would have one"
@@ -146,9 +151,14 @@ class Graphs:
         return True
 
     def seen(self, x: Tensor) -> bool:
-        """Whether somebody looks into the network, to whom a graph would show nothing, or records it."""
+        """Whether somebody looks into the network, to whom a graph would show nothing, or records it.
+
+        Nor are there graphs where x is not on a GPU, if CUDA is to record them.
+        """
         looked = torch.is_grad_enabled() or any(self.hooks) or in_force(attend) not in (attend, sdpa)
-        return looked or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        if not x.is_cuda:
+            return looked or self.recorder is Recorder
+        return looked or torch.cuda.is_current_stream_capturing()
 
     def as_ever(self, *given: Any) -> Any:
         """Without a graph; cuDNN tries which of its convolutions are the fastest, and remembers them."""

@@ -57,7 +57,6 @@ def prepare(model: Model) -> None:
     for network in (model.unet, model.vae):
         network.requires_grad_(False).to(memory_format=LAST)
         pack(network)
-        network.packed = True  # type: ignore[assignment]
     run = Method(unet_forward, model.unet)
     enter(model.unet, Captured(model.unet, run) if on_gpu else run)
     enter(model.vae.encoder, Method(encoder_forward, model.vae.encoder))

@@ -27,18 +27,20 @@ class Reading:
 
 
 class Reader(Graphs):
-    """`TextEncoder.pooled`, by graphs where no tokens were added, which may come and go."""
+    """`TextEncoder.pooled`, by graphs where no tokens were added, which may come and go.
+
+    Unlike what is packed a text encoder may be moved, so a graph is for weights that lie where they lay.
+    """
 
     graph, what = Reading, "texts of ids"
 
     def __init__(self, encoder: TextEncoder, **options: Any):
         super().__init__(encoder, Method(TextEncoder.pooled, encoder), **options)
         self.added = encoder.tokens.added
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.run.__reduce__()  # a copy of the encoder has no graphs, and these are not its
+        self.weights = [module._parameters for module in encoder.modules() if module._parameters]
 
     def __call__(self, ids: Tensor, skip: int = 0) -> Said:
         if self.added or self.seen(ids):
             return self.run(ids, skip)
-        return self.computed(ids, skip, key=(skip, in_force()))
+        lie = tuple(w.data_ptr() for own in self.weights for w in own.values() if w is not None)
+        return self.computed(ids, skip, key=(skip, in_force(), lie))

@@ -124,7 +124,7 @@ def res_block(block: ResBlock, x: Tensor, time: Tensor | Once | None = None) -> 
     """As `ResBlock.forward`; x [b c h w]."""
     if block.scale_shift or block.resample is not keep:
         return ResBlock.forward(block, x, time)
-    x = as_pixels(x)
+    x = as_pixels(untrained(x, *block.parameters()))
     size = x.shape[:3]
     told = None if time is None or block.time is None else by(block.tell, time)
     h = convolved(block.conv1, normed(block.norm1, x), size, told)
@@ -144,7 +144,7 @@ def upsample(module: Upsample, x: Tensor, size: torch.Size | None = None) -> Ten
     doubling = getattr(module, "doubling", None)
     if doubling is None or (size is not None and tuple(size) != (2 * h, 2 * w)):
         return Upsample.forward(module, x, size)
-    pixels = as_pixels(x)
+    pixels = as_pixels(untrained(x, *module.parameters()))
     return as_image(doubling(module, lines(pixels), pixels.shape[:3], biases(module), None))
 
 

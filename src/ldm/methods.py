@@ -10,15 +10,20 @@ from weakref import ref
 
 from torch import nn
 
+from ldm.errors import InputError
+
 
 class Method:
-    """function(module, *more, …). A copy of the module has a copy of this."""
+    """function(module, *more, …). A deep copy of the module has a copy of this; a shallow one has this."""
 
     def __init__(self, function: Callable[..., Any], module: nn.Module, *more: Any):
         self.function, self.module, self.more = function, ref(module), more
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        return self.function(self.module(), *self.more, *given, **named)
+        module = self.module()
+        if module is None:
+            raise InputError("the module that this was a method of is gone; keep it, or make a deepcopy")
+        return self.function(module, *self.more, *given, **named)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Method, (self.function, self.module(), *self.more)

@@ -96,8 +96,9 @@ class Model:
     def pack(self: Self) -> Self:
         """Make UNet and autoencoder ready to draw, faster; returns self. By `packed` on a CPU, in float32.
 
-        On a GPU, in bfloat16 or float16, by the kernels of the extra `triton`; an autoencoder that is in
-        float32 there decodes in bfloat16 if its pictures then agree to 40 dB, else the logger "ldm" says so.
+        On a GPU, in bfloat16 or float16, by the kernels of the extra `triton`, and CLIP's text encoders by
+        graphs; an autoencoder that is in float32 there decodes in bfloat16 if its pictures then agree to
+        40 dB, else the logger "ldm" says so.
         They cannot be trained, changed or saved then. Put LoRAs on before. Raises InputError where they are
         of another dtype; DeviceError without oneDNN, or without Triton.
         """

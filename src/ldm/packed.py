@@ -92,7 +92,7 @@ def pack_convolution(module: nn.Conv2d, files: list[Range]) -> None:
         return
     if min(module.weight.shape[:2]) >= LEAST_TILED and module.kernel_size == (3, 3) and plain:
         doubles = isinstance(module, Upsample)
-        lasting = doubles or bool(mapped([module.weight], files))  # beside the tiles' it takes no memory
+        lasting = doubles or bool(mapped([module.weight], files))  # of a file it takes no memory
         module.tiles = Convolution(lasting)  # type: ignore[assignment]
         if doubles:
             module.doubling = Convolution(lasting, DOUBLED)  # type: ignore[assignment]

@@ -139,7 +139,7 @@ class Convolution:
             if skip is not None:
                 here = range(2 * lines.start, min(2 * lines.stop, high))
                 place[:, : len(here), :wide] += skip(images, here)
-        return out[:, :high, :wide]
+        return out[:, :high, :wide].contiguous()  # which it is, but for odd sizes
 
 
 def transformed(weight: Tensor, kernel: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def by_tiles(tile: Tile, weights: Tensor, x: Tensor, bias: Tensor, out: Tensor) 
     for i, part in enumerate(tile.spread([x[:, :, n : n + step * (r - 1) + 1 : step] for n in range(k)])):
         own = [part[n % step, :, :, n // step : n // step + t] for n in range(k)]
         m.append([
-            linear(weights[i, j], told.get((i, j)), d.reshape(-1, x.shape[-1]))
+            linear(weights[i, j], told.get((i, j)), d.reshape(-1, x.shape[-1]).contiguous())
             for j, d in enumerate(tile.spread(own))
         ])  # fmt: skip
     for four in zip(*m, strict=True):

@@ -1,7 +1,6 @@
 """What only a GPU can show: TRITON_INTERPRET=0 python -m pytest tests/kernels/test_gpu.py"""
 
 import gc
-import inspect
 import threading
 
 import pytest
@@ -93,8 +92,7 @@ def test_networks_are_what_they_were(name, dtype):
 
 def captured(pipe: ldm.Pipeline) -> Captured:
     """The graphs of a packed UNet."""
-    forward = inspect.unwrap(pipe.unet.forward)
-    (found,) = (cell.cell_contents for cell in forward.__closure__)
+    (found,) = pipe.unet.forward.more
     return found
 
 
@@ -126,6 +124,23 @@ def test_texts_from_graphs_are_what_they_are_without():
             for found, wanted in zip(encoder.pooled(ids), own.pooled(ids), strict=True):
                 assert found is wanted is None or error(found, wanted) < 1e-2
         assert len(encoder.pooled.graphs) == 1
+        for network in (encoder, own):  # and back, to where it may not have lain
+            for weight in network.to("cpu").parameters():
+                weight.mul_(1.1)
+        held = torch.full((2**22,), float("nan"), device="cuda")
+        for network in (encoder, own):
+            network.to("cuda")
+        assert error(encoder.pooled(ids)[0], own.pooled(ids)[0]) < 1e-2 and held.isnan().all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_on_a_gpu_that_is_not_the_current_one():
+    def latents(device):
+        pipe = reduced.make("sdxl").to(device, torch.bfloat16).pack()
+        return [pipe(prompt, **OPTIONS).latents.cpu() for prompt in ("a", "a", "a cat", "red", "a")]
+
+    for one, other in zip(latents("cuda:0"), latents("cuda:1"), strict=True):
+        assert error(one, other) < 1e-2
 
 
 def test_the_host_waits_for_nothing(pipe):

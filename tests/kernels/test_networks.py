@@ -1,5 +1,6 @@
 """Networks made ready for a GPU compute the same, to rounding, and refuse what they cannot do any more."""
 
+import copy
 import gc
 from collections import Counter
 from dataclasses import replace
@@ -174,6 +175,20 @@ def test_what_is_packed_goes_with_its_pipeline(monkeypatch):
         assert [thing() for thing in gone] == [None] * 4
     finally:
         gc.enable()
+
+
+def test_a_copy_computes_by_itself(monkeypatch):
+    by_pytorch(monkeypatch)
+    fast = packed("sd1")
+    given, z = told(fast), unit_noise(0, 1, 4, 8, 8)
+    wanted = fast.unet(*given), fast.vae.decode(z)
+    again = copy.deepcopy(fast)
+    for p in (*fast.unet.parameters(), *fast.vae.parameters()):
+        p.zero_()
+    assert not torch.equal(fast.vae.decode(z), wanted[1])
+    del fast
+    gc.collect()
+    assert torch.equal(again.unet(*given), wanted[0]) and torch.equal(again.vae.decode(z), wanted[1])
 
 
 def test_torch_compile_leaves_it_alone(monkeypatch):

@@ -87,6 +87,28 @@ def test_added_tokens_are_heard():
     assert record.replayed == 1
 
 
+def test_weights_that_lie_elsewhere_are_heard():
+    graphed, record, plain = both()
+    ids = texts(plain)
+    for _ in range(3):
+        encode_ids(ids, graphed)
+    for encoder in (graphed, plain):
+        encoder.blocks[1].fc1.weight.data = 2 * encoder.blocks[1].fc1.weight
+    assert same(encode_ids(ids, graphed), encode_ids(ids, plain)) and record.replayed == 1
+    for encoder in (graphed, plain):
+        state = {name: 0.9 * weight for name, weight in encoder.state_dict().items()}
+        encoder.load_state_dict(state, assign=True)
+    assert same(encode_ids(ids, graphed), encode_ids(ids, plain)) and record.replayed == 1
+
+
+def test_without_a_gpu_cuda_records_nothing():
+    graphed, _, plain = both()
+    graphed.pooled = Reader(graphed)
+    for seed in range(4):
+        assert same(encode_ids(texts(plain, seed), graphed), encode_ids(texts(plain, seed), plain))
+    assert not graphed.pooled.graphs
+
+
 def test_a_copy_says_what_its_own_weights_say_and_all_are_freed():
     graphed, _, plain = both()
     ids = texts(plain)
