@@ -183,15 +183,15 @@ def by_tiles(tile: Tile, weights: Tensor, x: Tensor, bias: Tensor, out: Tensor) 
     b, r, t, k, step = len(out), out.shape[1] // 2, out.shape[2] // 2, len(weights), tile.step
     places, m = out.unflatten(2, (t, 2)).unflatten(1, (r, 2)), []
     told = {(1, 1): bias[0]} if len(bias) == 1 else {}
-    for i, part in enumerate(tile.spread([x[:, :, n : n + step * (r - 1) + 1 : step] for n in range(k)])):
-        own = [part[n % step, :, :, n // step : n // step + t] for n in range(k)]
-        m.append([
+    for j, part in enumerate(tile.spread([x[n % step, :, :, n // step : n // step + t] for n in range(k)])):
+        own = [part[:, n : n + step * (r - 1) + 1 : step] for n in range(k)]
+        column = [
             linear(weights[i, j], told.get((i, j)), d.reshape(-1, x.shape[-1]).contiguous())
-            for j, d in enumerate(tile.spread(own))
-        ])  # fmt: skip
-    for four in zip(*m, strict=True):
-        tile.gather(four, four[:2])
-    for i, row in enumerate(m[:2]):
+            for i, d in enumerate(tile.spread(own))
+        ]
+        tile.gather(column, column[:2])
+        m.append(column[:2])
+    for i, row in enumerate(zip(*m, strict=True)):
         tile.gather([y.view(b, r, t, -1) for y in row], [places[:, :, i, :, j] for j in range(2)])
     if not told:
         out += bias[:, None, None]
