@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from benchmarks import gpu_attention
 from benchmarks.gpu_clock import Clock, events, tried
-from benchmarks.peers import diffusers_unet, diffusers_vae, heard, our_unet, our_vae, pipeline
+from benchmarks.peers import (
+    ON_GPU,
+    Place,
+    diffusers_unet,
+    diffusers_vae,
+    heard,
+    our_unet,
+    our_vae,
+    pipeline,
+)
 from benchmarks.table import Row, installed
 from benchmarks.timing import medians
 from ldm import Denoiser, Schedule
@@ -47,14 +56,6 @@ class Goals(NamedTuple):
 SIZES = ((SD1, 64, Goals(4e-3, 3.0, 1.4)), (SDXL, 128, Goals(27e-3, 1.8, 1.2)))  # pixels of a latent's side
 
 
-class Place(NamedTuple):
-    """Where and in what is measured."""
-
-    device: str = "cuda"
-    dtype: torch.dtype = torch.bfloat16
-    layout: torch.memory_format = torch.channels_last  # of the networks
-
-
 def rows(*parts: Callable[[], Iterator[Row]]) -> Iterator[Row]:
     """Some of the parts that follow. Ends Python with a sentence where there is no GPU."""
     if not torch.cuda.is_available():
@@ -79,9 +80,9 @@ def attention() -> Iterator[Row]:
 
 def eager() -> Iterator[Row]:
     """Steps, decodings and pictures, without torch.compile."""
-    place = Place()
+    place = ON_GPU
     for family, side, goals in SIZES:
-        unet, vae = diffusers_unet(family, *place), diffusers_vae(family, *place)
+        unet, vae = diffusers_unet(family, place), diffusers_vae(family, place)
         if family is SDXL:
             yield from images(unet, vae, place)
         else:
@@ -91,9 +92,9 @@ def eager() -> Iterator[Row]:
 
 def compiled() -> Iterator[Row]:
     """Steps, and peers under torch.compile."""
-    place = Place()
+    place = ON_GPU
     for family, side, goals in SIZES:
-        yield from compiled_steps(Step(family, side, place), diffusers_unet(family, *place), goals)
+        yield from compiled_steps(Step(family, side, place), diffusers_unet(family, place), goals)
 
 
 def device() -> str:
@@ -116,7 +117,7 @@ class Step:
         self.family, self.place = family, place
         self.what = f"guided step of {family.name}, {8 * side}²"
         self.level, self.x = Schedule().at(500), noise((1, family.unet.in_channels, side, side), place)
-        told = [heard(family, TOKENS, place.device, place.dtype, seed) for seed in (1, 2)]
+        told = [heard(family, TOKENS, place, seed) for seed in (1, 2)]
         (self.uncond, one), (self.cond, other) = told
         self.more = None if one is None else {name: torch.cat([one[name], other[name]]) for name in one}
 
@@ -127,7 +128,7 @@ class Step:
 
     def packed(self, peer: Any) -> Call:
         """By ours on a peer's tensors, packed."""
-        return self.ours(packed(self.family, peer, diffusers_vae(self.family, *self.place)).unet)
+        return self.ours(packed(self.family, peer, diffusers_vae(self.family, self.place)).unet)
 
     def theirs(self, peer: Any) -> Call:
         """By diffusers' UNet."""
@@ -192,7 +193,7 @@ def decodings(
     family: Family, peer: Any, place: Place, sides: tuple[int, ...] = (64, 128), clock: Clock = events
 ) -> Iterator[Row]:
     """A latent to a picture."""
-    fast, plain = packed(family, diffusers_unet(family, *place), peer).vae, our_vae(family, peer)
+    fast, plain = packed(family, diffusers_unet(family, place), peer).vae, our_vae(family, peer)
     for side in sides:
         z = noise((1, family.vae.latent_channels, side, side), place, place.dtype)
         calls: dict[str, Call] = {
@@ -214,7 +215,7 @@ def decoding(what: str, calls: dict[str, Call], clock: Clock) -> Iterator[Row]:
 
 def images(unet: nn.Module, vae: nn.Module, place: Place) -> Iterator[Row]:
     """A prompt to a picture, all of it, by the host's clock."""
-    pipe = pipeline(SDXL, unet, vae, *place)
+    pipe = pipeline(SDXL, unet, vae, place)
     pipe.pack()
     turbo = Pipeline(SDXL_TURBO, pipe.unet, pipe.vae, pipe.text_encoders, pipe.tokenizers)
     yield image(turbo, {"num_inference_steps": 1, "height": 512, "width": 512}, 12e-3)

@@ -4,7 +4,7 @@ Our tensors are views of diffusers', by the rule table that loads checkpoints: b
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,18 @@ from ldm.vae import VAE
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def diffusers_unet(
-    family: Family,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    layout: torch.memory_format = torch.contiguous_format,
-) -> Any:
+class Place(NamedTuple):
+    """Where and in what networks are."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    layout: torch.memory_format = torch.contiguous_format
+
+
+ON_GPU = Place("cuda", torch.bfloat16, torch.channels_last)
+
+
+def diffusers_unet(family: Family, place: Place = Place()) -> Any:
     """diffusers' UNet of a family."""
     from diffusers import UNet2DConditionModel
 
@@ -46,15 +52,10 @@ def diffusers_unet(
             up_block_types=["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(attends)],
             **vector,
         )  # fmt: skip
-    return filled(network, device, dtype, layout)
+    return filled(network, place)
 
 
-def diffusers_vae(
-    family: Family,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    layout: torch.memory_format = torch.contiguous_format,
-) -> Any:
+def diffusers_vae(family: Family, place: Place = Place()) -> Any:
     """diffusers' autoencoder of a family."""
     from diffusers import AutoencoderKL
 
@@ -66,18 +67,18 @@ def diffusers_vae(
             down_block_types=["DownEncoderBlock2D"] * len(config.channels),
             up_block_types=["UpDecoderBlock2D"] * len(config.channels),
         )  # fmt: skip
-    return filled(network, device, dtype, layout)
+    return filled(network, place)
 
 
 @torch.no_grad()
-def filled(network: Network, device: str, dtype: torch.dtype, layout: torch.memory_format) -> Network:
-    """A network on the meta device, with random weights on another."""
-    network = nn.Module.to(network, dtype).to_empty(device=device).eval().requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(0)
+def filled(network: Network, place: Place) -> Network:
+    """A network on the meta device, with random weights elsewhere."""
+    network = nn.Module.to(network, place.dtype).to_empty(device=place.device).eval().requires_grad_(False)
+    generator = torch.Generator(place.device).manual_seed(0)
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
             fill(module, name, weight, generator)
-    return nn.Module.to(network, memory_format=layout)
+    return nn.Module.to(network, memory_format=place.layout)
 
 
 def fill(module: nn.Module, name: str, weight: Tensor, generator: torch.Generator) -> None:
@@ -114,26 +115,18 @@ def sharing(network: Network, peer: nn.Module, rules: Sequence[Rule]) -> Network
     return network.eval().requires_grad_(False)
 
 
-def pipeline(
-    family: Family,
-    unet: nn.Module,
-    vae: nn.Module,
-    device: str,
-    dtype: torch.dtype,
-    layout: torch.memory_format,
-) -> Pipeline:
+def pipeline(family: Family, unet: nn.Module, vae: nn.Module, place: Place) -> Pipeline:
     """A pipeline of these peers' tensors, with text encoders of random weights."""
     with torch.device("meta"):
         _, _, *texts = (build() for build in networks(family).values())
-    encoders = [filled(text, device, dtype, layout) for text in texts]
+    encoders = [filled(text, place) for text in texts]
     tokenizers = [usual_tokenizer(text) for text in family.texts]
     return Pipeline(family, our_unet(family, unet), our_vae(family, vae), encoders, tokenizers)
 
 
-def heard(
-    family: Family, tokens: int, device: str, dtype: torch.dtype, seed: int
-) -> tuple[Conditioning, Any]:
+def heard(family: Family, tokens: int, place: Place, seed: int) -> tuple[Conditioning, Any]:
     """What the UNet is told of one image, and what diffusers' is told besides the tokens."""
+    device, dtype, _ = place
     generator, config = torch.Generator(device).manual_seed(seed), family.unet
 
     def noise(*shape: int) -> Tensor:

@@ -1,7 +1,6 @@
 """What is packed computes the same, to rounding, and refuses what it cannot do any more."""
 
 import copy
-import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,7 +22,7 @@ from ldm.unet import UNet
 from ldm.unet.blocks import GEGLU
 from ldm.vae import VAE, VAEConfig
 from ldm.winograd import LEAST_PIXELS, parts, transformed
-from tests.tiny import error, unit_noise
+from tests.tiny import error, uncollected, unit_noise
 
 pytestmark = pytest.mark.skipif(not packable(), reason="this PyTorch has no oneDNN")
 BOUND = 3e-6  # of the largest output: sums of some thousand float32 products, a tile's twice as rough
@@ -326,12 +325,9 @@ def test_a_pipeline_that_was_called_is_freed_when_it_is_gone(fast):
     parts = [ref(pipe), *(ref(module) for network in networks for module in network.modules())]
     parts += [ref(p) for network in networks for p in network.parameters()]
     assert len(parts) > 500 and pipe.adapters.changes == {}
-    gc.disable()
-    try:
+    with uncollected():
         del pipe, networks
         assert [part() for part in parts if part() is not None] == []
-    finally:
-        gc.enable()
 
 
 def test_a_copy_draws_by_itself_and_all_say_what_they_are():

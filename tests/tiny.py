@@ -1,5 +1,6 @@
 """Small models with seeded random weights in which a prompt matters, and files made by hand."""
 
+import gc
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,6 +71,16 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 def unit_noise(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def uncollected():
+    """Within it Python looks for no circles: what is freed is freed as the last who holds it goes."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -25,9 +25,9 @@ def untrained(x: Tensor, *weights: Tensor) -> Tensor:
     return x
 
 
-def as_pixels(x: Tensor) -> Tensor:
-    """[b c h w] -> [b h w c] in the order of memory; nothing moves where channels lie last."""
-    return rearrange(untrained(x), "b c h w -> b h w c").contiguous()
+def as_pixels(x: Tensor, *weights: Tensor) -> Tensor:
+    """[b c h w], `untrained`, -> [b h w c] in the order of memory; nothing moves where channels lie last."""
+    return rearrange(untrained(x, *weights), "b c h w -> b h w c").contiguous()
 
 
 def as_image(x: Tensor) -> Tensor:
@@ -60,13 +60,13 @@ def biases(module: nn.Conv2d) -> Tensor:
 
 def convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As `Conv2d._conv_forward`."""
-    pixels = as_pixels(untrained(x, weight))
+    pixels = as_pixels(x, weight)
     return as_image(convolved(module, lines(pixels), pixels.shape[:3]))
 
 
 def strided(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 3×3 convolution of stride 2 and padding 1, as `Conv2d._conv_forward`."""
-    y = unfolded(weight, F.pad(as_pixels(untrained(x, weight)), (0, 0, 1, 1, 1, 1)), stride=2)
+    y = unfolded(weight, F.pad(as_pixels(x, weight), (0, 0, 1, 1, 1, 1)), stride=2)
     return as_image(y if bias is None else y.add_(bias))
 
 
@@ -124,7 +124,7 @@ def res_block(block: ResBlock, x: Tensor, time: Tensor | Once | None = None) -> 
     """As `ResBlock.forward`; x [b c h w]."""
     if block.scale_shift or block.resample is not keep:
         return ResBlock.forward(block, x, time)
-    x = as_pixels(untrained(x, *block.parameters()))
+    x = as_pixels(x, *block.parameters())
     size = x.shape[:3]
     told = None if time is None or block.time is None else by(block.tell, time)
     h = convolved(block.conv1, normed(block.norm1, x), size, told)
@@ -144,7 +144,7 @@ def upsample(module: Upsample, x: Tensor, size: torch.Size | None = None) -> Ten
     doubling = getattr(module, "doubling", None)
     if doubling is None or (size is not None and tuple(size) != (2 * h, 2 * w)):
         return Upsample.forward(module, x, size)
-    pixels = as_pixels(untrained(x, *module.parameters()))
+    pixels = as_pixels(x, *module.parameters())
     return as_image(doubling(module, lines(pixels), pixels.shape[:3], biases(module), None))
 
 

@@ -57,9 +57,9 @@ def pack(network: nn.Module) -> None:
             if isinstance(module, kind):
                 change(module, files)
     for module in deep(network):
-        for tiles in (vars(module).get(name) for name in ("tiles", "doubling")):
-            if tiles is not None:
-                tiles.least = DEEP_PIXELS
+        for own in vars(module).values():
+            if isinstance(own, Convolution):
+                own.least = DEEP_PIXELS
 
 
 def deep(network: nn.Module) -> Iterator[nn.Module]:

@@ -12,13 +12,14 @@ pytest.importorskip("diffusers")
 from ldm_kernels import backend, networks
 
 from benchmarks import __main__, gpu, gpu_attention, peers
-from benchmarks.gpu import Goals, Place, Step
+from benchmarks.gpu import Goals, Step
 from benchmarks.gpu_attention import SHAPES, Shape, exact, inputs, right, told
+from benchmarks.peers import Place
 from benchmarks.table import Row
 from tests import reduced
 from tests.kernels.ways import by_pytorch
 
-CPU = Place("cpu", torch.float32)
+CPU = Place(layout=torch.channels_last)
 
 
 def clock(contestants, rounds):
@@ -129,7 +130,7 @@ def test_rows_of_an_attention():
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_steps_of_small_networks(name):
     family = reduced.REDUCED[name]
-    peer = peers.diffusers_unet(family, *CPU)
+    peer = peers.diffusers_unet(family, CPU)
     step = Step(family, 2 ** len(family.unet.channels), CPU)
     rows = list(gpu.steps(step, peer, Goals(1.0, 3.0, 1.4), clock))
     assert [(row.ours, row.theirs, row.ratio, row.most) for row in rows] == [
@@ -140,7 +141,7 @@ def test_steps_of_small_networks(name):
 
 def test_a_step_of_another_network_is_not_timed(monkeypatch):
     family = reduced.REDUCED["sd1"]
-    peer = peers.diffusers_unet(family, *CPU)
+    peer = peers.diffusers_unet(family, CPU)
     right = gpu.peer_step
     monkeypatch.setattr(gpu, "peer_step", lambda *given: 1.1 * right(*given))
     (row,) = gpu.steps(Step(family, 16, CPU), peer, Goals(1.0, 3.0, 1.4), clock)
@@ -151,7 +152,7 @@ def test_a_step_under_torch_compile(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network, mode: network)
     family = reduced.REDUCED["sd1"]
     monkeypatch.setattr(gpu, "SD1", family)
-    peer = peers.diffusers_unet(family, *CPU)
+    peer = peers.diffusers_unet(family, CPU)
     rows = list(gpu.compiled_steps(Step(family, 16, CPU), peer, Goals(1.0, 3.0, 1.4), clock))
     assert [(row.ours, row.theirs, row.ratio) for row in rows] == [(1.0, 2.0, 1.4), (1.0, 2.0, None)]
     assert ["without fuse_qkv_projections" in row.note for row in rows] == [True, False]
@@ -159,7 +160,7 @@ def test_a_step_under_torch_compile(monkeypatch):
 
 def test_networks_are_channels_last_ours_too():
     family = reduced.REDUCED["sd1"]
-    peer = peers.diffusers_unet(family, *CPU)
+    peer = peers.diffusers_unet(family, CPU)
     ours = peers.our_unet(family, peer)
     theirs, own = peer.conv_in.weight, ours.conv_in.weight
     assert theirs.data_ptr() == own.data_ptr()
@@ -181,7 +182,7 @@ def test_what_torch_compile_cannot_has_no_figures():
 
 def test_decodings_of_a_small_autoencoder():
     family = reduced.REDUCED["sd1"]
-    vae = peers.diffusers_vae(family, *CPU)
+    vae = peers.diffusers_vae(family, CPU)
     (row,) = gpu.decodings(family, vae, CPU, sides=(4,), clock=clock)
     assert (row.ours, row.theirs) == (1.0, 3.0) and row.what.endswith(f"{4 * family.vae.factor}²")
 
@@ -189,8 +190,8 @@ def test_decodings_of_a_small_autoencoder():
 def test_an_image_of_small_networks(monkeypatch):
     monkeypatch.setattr(gpu, "ROUNDS", 1)
     family = reduced.REDUCED["sdxl"]
-    unet, vae = peers.diffusers_unet(family, *CPU), peers.diffusers_vae(family, *CPU)
-    pipe = peers.pipeline(family, unet, vae, *CPU)
+    unet, vae = peers.diffusers_unet(family, CPU), peers.diffusers_vae(family, CPU)
+    pipe = peers.pipeline(family, unet, vae, CPU)
     networks.prepare(pipe)
     row = gpu.image(pipe, {"num_inference_steps": 1, "height": family.size, "width": family.size}, 60.0)
     assert row.met and row.what == f"image of sdxl, {family.size}², steps: 1"

@@ -1,6 +1,5 @@
 """Which graphs of a UNet's step are recorded and kept, and for how long."""
 
-import gc
 import logging
 from weakref import ref
 
@@ -13,6 +12,7 @@ from ldm_kernels import graphs
 
 from tests.kernels.graphed import Graphed, step
 from tests.kernels.ways import by_pytorch
+from tests.tiny import uncollected
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +98,6 @@ def test_a_unet_with_graphs_goes_with_its_pipeline():
     for _ in range(3):
         step(both.pipe.unet)
     gone = [ref(thing) for thing in (both.pipe.unet, both.pipe.unet.mid, *both.captured.graphs.values())]
-    gc.disable()
-    try:
+    with uncollected():
         del both
         assert [thing() for thing in gone] == [None] * 3
-    finally:
-        gc.enable()

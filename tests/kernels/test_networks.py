@@ -20,7 +20,7 @@ from ldm.layers import ResBlock
 from ldm.unet.blocks import TransformerBlock
 from tests import reduced, tiny
 from tests.kernels.ways import by_pytorch, packed, told
-from tests.tiny import unit_noise
+from tests.tiny import uncollected, unit_noise
 
 BOUND = 1e-5  # of the largest output: float32 sums in another order
 FAMILIES = (  # time that is added and that scales, text and none, labels, vectors, codes, attention in a VAE
@@ -169,12 +169,9 @@ def test_what_is_packed_goes_with_its_pipeline(monkeypatch):
     fast.unet(*told(fast))
     fast.vae.decode(unit_noise(0, 1, 4, 8, 8))
     gone = [ref(thing) for thing in (fast.unet, fast.unet.mid, fast.unet.conv_in.weight, fast.vae.decoder)]
-    gc.disable()
-    try:
+    with uncollected():
         del fast
         assert [thing() for thing in gone] == [None] * 4
-    finally:
-        gc.enable()
 
 
 def test_a_copy_computes_by_itself(monkeypatch):

@@ -1,7 +1,6 @@
 """What a text encoder says by graphs is what it says."""
 
 import copy
-import gc
 from weakref import ref
 
 import pytest
@@ -14,6 +13,7 @@ from ldm_kernels.texts import Reader
 from ldm.conditioning import encode_ids
 from tests import reduced
 from tests.kernels.graphed import Again
+from tests.tiny import uncollected
 
 
 @pytest.fixture(autouse=True)
@@ -119,9 +119,6 @@ def test_a_copy_says_what_its_own_weights_say_and_all_are_freed():
     for _ in range(3):
         encode_ids(ids, graphed)
     gone = [ref(graphed), ref(graphed.blocks[0]), ref(graphed.norm.weight)]
-    gc.disable()
-    try:
+    with uncollected():
         del graphed
         assert [thing() for thing in gone] == [None] * 3
-    finally:
-        gc.enable()
